@@ -1,0 +1,37 @@
+# The workshop's commands. `make help` explains them.
+PYTHON ?= python3
+EXTRA ?=
+OPEN ?= yes
+VENV := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test lint outputs train clean
+
+help:  ## say what each command does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Variables: PYTHON=python3.12 (which Python), EXTRA=gpu (for CUDA machines), OPEN=no (no browser)"
+
+setup:  ## make .venv with everything the notebooks need (EXTRA=gpu on a CUDA machine)
+	@$(PYTHON) requirements/install.py $(EXTRA)
+
+lab: setup  ## start a vLLM server and JupyterLab at the first lesson; Ctrl-C ends both
+	@$(VENV)/python -m helpers.lab --open $(OPEN)
+
+test:  ## set up what the tests need and run every check
+	@$(PYTHON) requirements/install.py $(EXTRA) dev
+	@$(VENV)/ruff check -q . && $(VENV)/ruff format -q --check .
+	@$(VENV)/python -m pytest
+
+lint:  ## check the style of code and notebooks, and mend what can be mended
+	@$(PYTHON) requirements/install.py $(EXTRA) dev
+	@$(VENV)/ruff check --fix . && $(VENV)/ruff format .
+
+outputs: setup  ## run the notebooks and keep their outputs (NOTEBOOKS=notebooks/03... for some of them)
+	@$(VENV)/python -m helpers.outputs $(NOTEBOOKS)
+
+train: setup  ## train the small Llama anew (minutes on a GPU, many hours on a CPU)
+	@$(VENV)/python -m helpers.tiny.train
+
+clean:  ## remove what setup and the tests made
+	@rm -rf .venv build .pytest_cache .ruff_cache .hypothesis *.egg-info requirements/vllm-metadata/*.egg-info requirements/vllm-metadata/build
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What the workshop's notebooks call: servers, clients, arithmetic, pictures and exercise checks."""

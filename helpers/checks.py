@@ -1,0 +1,98 @@
+"""Exercises that check themselves: not attempted, wrong (with a hint at the misconception), or right.
+
+A lesson's exercises are `Exercise` objects in helpers/exercises/; a notebook calls `check.q1(answer)`, and on demand
+`check.q1.hint()` and `check.q1.solution()`. The tests run every solution and feed every listed wrong answer.
+"""
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+NOT_ATTEMPTED, WRONG, RIGHT = "not attempted", "not quite", "right"
+COLORS = {NOT_ATTEMPTED: "#9aa0a6", WRONG: "#c8504c", RIGHT: "#4a9a63"}
+
+
+@dataclass
+class Verdict:
+    """What a check says: one of the three states and why. Shows itself as text and as HTML."""
+
+    state: str
+    message: str
+
+    def __repr__(self) -> str:
+        return f"{self.state}: {self.message}"
+
+    def _repr_html_(self) -> str:
+        style = f"border-left: 4px solid {COLORS[self.state]}; padding: 4px 10px"
+        return f"<div style='{style}'><b>{self.state.capitalize()}.</b> {html.escape(self.message)}</div>"
+
+
+def right(message: str) -> Verdict:
+    return Verdict(RIGHT, message)
+
+
+def wrong(message: str) -> Verdict:
+    return Verdict(WRONG, message)
+
+
+@dataclass
+class Exercise:
+    """One exercise.
+
+    `judge(answer)` returns a Verdict. `code` is the solution as it would stand in the exercise's cell. `wrong_answers`
+    holds answers that people do give, which the judge must call wrong.
+    """
+
+    judge: Callable[[Any], Verdict]
+    tip: str
+    code: str
+    wrong_answers: Sequence[Any] = field(default_factory=list)
+
+    def __call__(self, answer: Any) -> Verdict:
+        if answer is ...:
+            return Verdict(NOT_ATTEMPTED, "change the `...` and run the cell again.")
+        try:
+            return self.judge(answer)
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            return wrong(f"the check cannot read this answer ({type(error).__name__}: {error}). {self.tip}")
+
+    def hint(self) -> None:
+        print(self.tip)
+
+    def solution(self) -> None:
+        print(self.code)
+
+
+def number(
+    expected: float, why: str, tip: str, code: str, misconceptions: dict[float, str], tolerance: float = 0.02
+) -> Exercise:
+    """An exercise whose answer is a number; `misconceptions` maps tempting wrong numbers to what to think about.
+
+    `tolerance` is relative. An answer counts as a misconception within the same tolerance.
+    """
+
+    def near(answer: float, value: float) -> bool:
+        return abs(answer - value) <= tolerance * max(abs(value), 1e-9)
+
+    def judge(answer: Any) -> Verdict:
+        answer = float(answer)
+        if near(answer, expected):
+            return right(why)
+        return wrong(next((hint for value, hint in misconceptions.items() if near(answer, value)), tip))
+
+    return Exercise(judge, tip, code, list(misconceptions))
+
+
+def choice(expected: str, why: str, tip: str, misconceptions: dict[str, str]) -> Exercise:
+    """An exercise answered with one letter; `misconceptions` maps each other letter to why it is not the one."""
+
+    def judge(answer: Any) -> Verdict:
+        letter = str(answer).strip().lower()
+        if letter == expected:
+            return right(why)
+        return wrong(
+            misconceptions.get(letter, f"answer with one letter, such as {expected!r} or one of its neighbours.")
+        )
+
+    return Exercise(judge, tip, f"answer = {expected!r}", [*misconceptions, "z", 3])

@@ -1,0 +1,135 @@
+"""Find the server and talk to it with the openai client.
+
+`connect()` looks at VLLM_BASE_URL and VLLM_API_KEY, then at the newest connection file of a live server, then at
+localhost:8000; it tries what it finds with one token, and says what it found or what is wrong and how to mend it.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+
+import openai
+from openai import OpenAI
+
+from helpers import connections, doctor, server
+from helpers.connections import READY, Connection, home
+from helpers.errors import WorkshopError
+
+LOCALHOST = "http://localhost:8000/v1"
+START_ONE = "Start one with `connect(start=True)`, or with `make lab` in a terminal."
+
+
+class NoServerError(WorkshopError):
+    """Nothing answers where a server could be."""
+
+
+class WrongKeyError(WorkshopError):
+    """A server is there and refuses the API key."""
+
+
+def candidates() -> Iterator[tuple[str, Connection]]:
+    """(where it was named, connection), in the order in which `connect` tries them."""
+    key = os.environ.get("VLLM_API_KEY") or "none"
+    if url := os.environ.get("VLLM_BASE_URL"):
+        yield "VLLM_BASE_URL", Connection(url, model="", api_key=key, log="", state=READY)
+        return  # named by hand: trying another server instead would only confuse
+    for connection in connections.read_all():
+        yield "connection file", connection
+    yield "the default address", Connection(LOCALHOST, model="", api_key=key, log="", state=READY)
+
+
+def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, wait: float = 300) -> OpenAI:
+    """An `openai.OpenAI` for the server at hand, tested with one token.
+
+    `start`: where there is no server, start one on this machine that lives as long as this process.
+    `timeout`: seconds for each request made with it; `wait`: seconds to wait for a server that is still starting.
+    Raises NoServerError or WrongKeyError, whose one sentence names what was found and the mend.
+    """
+    problems = []
+    for source, connection in candidates():
+        if connection.is_gone():
+            problems.append(_obituary(connection))
+            connection.remove()
+            continue
+        if connection.state != READY and not _becomes_ready(connection, wait, quiet):
+            problems.append(f"The server at {connection.base_url} did not get ready; its log is {connection.log}.")
+            continue
+        client = OpenAI(base_url=connection.base_url, api_key=connection.api_key, timeout=timeout, max_retries=0)
+        try:
+            model = _try_one_token(client)
+        except openai.APIError as error:
+            if isinstance(error, openai.AuthenticationError):
+                raise WrongKeyError(explain(error)) from None
+            if source != "the default address":
+                problems.append(f"{connection.base_url} ({source}): {explain(error)}")
+            continue
+        if not quiet:
+            print(f"Connected to {model} at {connection.base_url} ({source})")
+        _explain_errors_in_notebooks()
+        return client
+    if start:
+        server.start(quiet=quiet)
+        return connect(quiet=quiet, timeout=timeout)
+    places = f"VLLM_BASE_URL is not set, {home() / 'servers'} names no server, and {LOCALHOST} does not answer."
+    raise NoServerError(" ".join([*(problems or ["No server found:", places]), START_ONE]))
+
+
+def _try_one_token(client: OpenAI) -> str:
+    model = client.models.list().data[0].id
+    client.completions.create(model=model, prompt="Hello", max_tokens=1)
+    return model
+
+
+def _obituary(connection: Connection) -> str:
+    try:
+        with open(connection.log, errors="replace") as log:
+            cause = doctor.diagnose(log.read())
+    except OSError:
+        cause = "its log is gone."
+    return f"The server at {connection.base_url} has died: {cause}"
+
+
+def _becomes_ready(connection: Connection, wait: float, quiet: bool) -> bool:
+    """Wait for another process to finish starting this server."""
+    started = time.monotonic()
+    while time.monotonic() - started < wait and not connection.is_gone() and connection.path.exists():
+        connection.state = connections.read(connection.path).state
+        if connection.state == READY:
+            return True
+        if not quiet:
+            print(f"\rThe server is still starting ({time.monotonic() - started:.0f} s)", end="", flush=True)
+        time.sleep(0.5)
+    return False
+
+
+def explain(error: Exception) -> str:
+    """One sentence for what an openai request raised, with the mend."""
+    text = str(getattr(error, "message", error))
+    if isinstance(error, openai.APITimeoutError):
+        return "The server took longer than the timeout. Ask for fewer tokens, or pass a larger `timeout`."
+    if isinstance(error, openai.APIConnectionError):
+        return "Nothing answers at this address: the server has ended or was never started."
+    if isinstance(error, openai.AuthenticationError):
+        return "The server refuses this API key. Use the key of this server: unset VLLM_API_KEY, or copy it from the connection file."
+    if isinstance(error, openai.NotFoundError):
+        return f"The server knows no such model or route. `client.models.list()` names its model. It said: {text}"
+    if isinstance(error, openai.BadRequestError) and "maximum context length" in text:
+        return f"Prompt and answer do not fit in the model's context. Shorten the prompt or lower max_tokens. The server said: {text}"
+    if isinstance(error, openai.BadRequestError):
+        return f"The server refuses this request: {text}"
+    return f"The server failed: {text}"
+
+
+def _explain_errors_in_notebooks() -> None:
+    """In IPython, show `explain(error)` for an openai error instead of its long traceback."""
+    try:
+        shell = get_ipython()  # type: ignore[name-defined]
+    except NameError:
+        return
+
+    def show(shell: object, kind: type, error: Exception, traceback: object, tb_offset: int | None = None) -> list[str]:
+        lines = [f"{kind.__name__}: {explain(error)}"]
+        shell._showtraceback(kind, error, lines)
+        return lines
+
+    shell.set_custom_exc((openai.APIError,), show)

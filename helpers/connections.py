@@ -1,0 +1,83 @@
+"""Connection files: how a notebook finds a server that something else started.
+
+Whoever runs a server (this package, a Slurm job) keeps one JSON file in `$WORKSHOP_HOME/servers` (by default
+`~/.llm-serving-workshop/servers`), readable by its owner alone because it holds the API key, and removes it at the end.
+"""
+
+import json
+import os
+import socket
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import psutil
+
+STARTING, READY = "starting", "ready"
+
+
+def home() -> Path:
+    """The folder for connection files and server logs, the same one on every node of a cluster."""
+    return Path(os.environ.get("WORKSHOP_HOME") or Path.home() / ".llm-serving-workshop")
+
+
+@dataclass
+class Connection:
+    """One server: where it answers, with which model and key, and where its log is.
+
+    `job_id` is the Slurm job's, None for a server started by hand; `pid` is the process on `node` that keeps it alive.
+    """
+
+    base_url: str
+    model: str
+    api_key: str
+    log: str
+    node: str = ""
+    job_id: str | None = None
+    pid: int | None = None
+    state: str = STARTING
+
+    @property
+    def path(self) -> Path:
+        port = self.base_url.split(":")[-1].split("/")[0]
+        return home() / "servers" / f"{self.node}-{self.job_id or 'local'}-{port}.json"
+
+    def write(self) -> None:
+        """Write the file whole or not at all, with mode 0600."""
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, draft = tempfile.mkstemp(dir=self.path.parent, prefix=".draft-")  # mkstemp makes it 0600
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(asdict(self), file, indent=1)
+            os.replace(draft, self.path)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def is_gone(self) -> bool:
+        """True when its process is known to have ended; a server on another node is never known to be gone."""
+        if self.node != socket.gethostname() or self.pid is None:
+            return False
+        try:
+            return psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+
+def read(path: Path | str) -> Connection:
+    """Raises OSError, ValueError or TypeError when the file is gone or is not a connection file."""
+    data = json.loads(Path(path).read_text())
+    return Connection(**{field.name: data[field.name] for field in fields(Connection) if field.name in dict(data)})
+
+
+def read_all() -> list[Connection]:
+    """Every connection file, newest first; a file that is not one of ours is passed over."""
+    found = []
+    for path in (home() / "servers").glob("*.json"):
+        with suppress(OSError, ValueError, TypeError):
+            found.append((path.stat().st_mtime, read(path)))
+    return [connection for _, connection in sorted(found, key=lambda pair: -pair[0])]

@@ -1,0 +1,42 @@
+"""Checked fields of a config.json."""
+
+from helpers.errors import WorkshopError
+
+
+class ConfigError(WorkshopError):
+    """A config.json (or a name for one) that the arithmetic cannot use."""
+
+
+class Reader:
+    """Takes checked fields out of a config.json and names the field and the architecture when it cannot."""
+
+    def __init__(self, fields: dict, where: str):
+        self.fields, self.where = fields, where
+
+    def size(self, field: str, default: int | None = None) -> int:
+        value = self.fields.get(field, default)
+        value = default if value is None else value
+        if value is None:
+            raise ConfigError(f"{self.where}: the field {field!r} is missing; the arithmetic needs it.")
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise ConfigError(f"{self.where}: {field!r} is {value!r}; it must be a positive whole number.")
+        return value
+
+    def count(self, field: str, default: int = 0) -> int:
+        value = self.fields.get(field)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"{self.where}: {field!r} is {value!r}; it must be a whole number, 0 or more.")
+        return value
+
+    def list_of(self, kind: type, field: str) -> list:
+        value = self.fields.get(field) or []
+        if not isinstance(value, list) or any(not isinstance(item, kind) for item in value):
+            raise ConfigError(f"{self.where}: {field!r} is {value!r}; it must be a list of {kind.__name__} values.")
+        return value
+
+    def size_or_none(self, field: str) -> int | None:
+        return None if self.fields.get(field) is None else self.size(field)
+
+    def fail(self, problem: str):
+        raise ConfigError(f"{self.where}: {problem}")

@@ -1,0 +1,56 @@
+"""Start a vLLM server, then JupyterLab at the first lesson; stop the server when JupyterLab ends.
+
+python -m helpers.lab [--open no]          what `make lab` runs
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers import environment
+from helpers.server import ServerError, start
+
+ROOT = Path(__file__).parent.parent
+FIRST_LESSON = "notebooks/00_start_here.ipynb"
+
+
+def jupyterlab(open_browser: bool) -> subprocess.Popen:
+    command = [sys.executable, "-m", "jupyterlab", "--notebook-dir", str(ROOT)]
+    command += [f"--LabApp.default_url=/lab/tree/{FIRST_LESSON}"]
+    command += [] if open_browser else ["--no-browser"]
+    command += ["--allow-root"] if Path.home() == Path("/root") else []
+    return subprocess.Popen(command, start_new_session=True)  # Ctrl-C reaches us alone, and we decide the order
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="A vLLM server and JupyterLab, until Ctrl-C.")
+    parser.add_argument("--open", choices=["yes", "no"], default="yes", help="open the browser")
+    options = parser.parse_args()
+    for stop_signal in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop_signal, lambda *_: sys.exit(0))
+    lab = None
+    try:
+        print("Starting a vLLM server with the small Llama: half a minute.")
+        with start() as server:
+            print(
+                f"{server.connection.model} answers at {server.connection.base_url}. Opening JupyterLab; Ctrl-C ends both."
+            )
+            lab = jupyterlab(options.open == "yes")
+            return lab.wait()
+    except ServerError as error:
+        print(error, file=sys.stderr)
+        environment.show()
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if lab and lab.poll() is None:
+            lab.terminate()  # JupyterLab ends its kernels
+            lab.wait(30)
+        print("JupyterLab and the server have ended.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

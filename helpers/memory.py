@@ -1,0 +1,212 @@
+"""Does a model fit on these GPUs, and how many tokens of KV cache will its server have? The same sums vLLM does.
+
+`python -m helpers.memory llama-3.1-405b --gpu H100 --tp 8 --pp 2` prints a plan as a table.
+"""
+
+from dataclasses import dataclass
+
+from helpers.calibration import activation_bytes, calibrate, default_batch
+from helpers.hardware import GIB, GPU, get_gpu
+from helpers.kv_cache import (
+    blocks_per_request,
+    kv_blocks,
+    kv_bytes_per_layer,
+    kv_bytes_per_token,
+    kv_cache_tokens,
+    kv_capacity,
+)
+from helpers.layout import LayoutError, check_layout
+from helpers.models import ConfigError, ModelConfig, load
+from helpers.partition import positive, stage_layers
+from helpers.server_log import ServerLog, read_log
+from helpers.weights import active_parameter_count, parameter_count, stage_weight_bytes, weight_bytes
+
+__all__ = [
+    "ConfigError", "LayoutError", "Plan", "ServerLog", "active_parameter_count", "kv_bytes_per_token",
+    "kv_cache_tokens", "load", "parameter_count", "plan", "read_log", "search", "weight_bytes",
+]  # fmt: skip
+
+
+# Blocks a server needs beyond the longest request's: vLLM keeps one that stays empty.
+SPARE_BLOCKS = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one layout of a model leaves on a GPU, in bytes; the GPU is the tightest, the one that limits the cache.
+
+    `kv_cache_tokens` and `max_concurrency` are what the log of each of the dp replicas prints, give or take
+    `tokens_error`. `breakdown` holds the parts of the GPU's memory in the order of a stacked bar; they sum to
+    `gpu_memory`, and what does not fit counts as a negative "missing".
+    """
+
+    model: str
+    gpu: str
+    tp: int
+    pp: int
+    dp: int
+    max_model_len: int
+    fits: bool
+    reason: str
+    weights_per_gpu: int
+    kv_cache_bytes: int
+    kv_cache_tokens: int
+    max_concurrency: float
+    tokens_error: int
+    kv_bytes_per_token: int
+    gpu_memory: int
+    breakdown: dict[str, int]
+
+    @property
+    def gpus(self) -> int:
+        """GPUs the layout takes: tp x pp for each of dp replicas."""
+        return self.tp * self.pp * self.dp
+
+
+def plan(
+    config: ModelConfig,
+    *,
+    gpu: str | GPU,
+    tp: int = 1,
+    pp: int = 1,
+    dp: int = 1,
+    max_model_len: int | None = None,
+    gpu_memory_utilization: float = 0.92,
+    kv_cache_dtype: str = "auto",
+    enforce_eager: bool = False,
+    expert_parallel: bool = False,
+    max_num_batched_tokens: int | None = None,
+    max_num_seqs: int | None = None,
+    block_size: int | None = None,
+) -> Plan:
+    """The memory of one server, by vLLM's own sums, under the names of its flags.
+
+    KV cache = utilisation x memory - weights - activations - CUDA graphs - memory outside PyTorch, on each stage; the
+    stage with the fewest blocks decides. It fits when the longest request fits and one block is left, which vLLM keeps.
+    What is not arithmetic is calibrated, see helpers.calibration; lengths default to the model's own maximum.
+
+    Raises LayoutError for a layout vLLM refuses and for sizes below 1, HardwareError for an unknown GPU.
+    Source: vLLM v1/worker/gpu_worker.py (determine_available_memory), v1/core/kv_cache_utils.py.
+    """
+    gpu = get_gpu(gpu)
+    max_model_len = config.max_position_embeddings if max_model_len is None else max_model_len
+    default_tokens, default_seqs = default_batch(gpu)
+    batched_tokens = default_tokens if max_num_batched_tokens is None else max_num_batched_tokens
+    num_seqs = default_seqs if max_num_seqs is None else max_num_seqs
+    block_size = (64 if config.mla else 16) if block_size is None else block_size
+    positive(max_model_len=max_model_len, max_num_batched_tokens=batched_tokens, max_num_seqs=num_seqs)
+    if not 0 < gpu_memory_utilization <= 1:
+        raise LayoutError(f"gpu_memory_utilization is {gpu_memory_utilization}; it must be above 0 and at most 1.")
+    check_layout(config, tp=tp, pp=pp, dp=dp, expert_parallel=expert_parallel)
+
+    weights = stage_weight_bytes(config, tp=tp, pp=pp, dp=dp, expert_parallel=expert_parallel)
+    batch = {"tp": tp, "pp": pp, "batched_tokens": batched_tokens, "num_seqs": num_seqs}
+    activations = [activation_bytes(config, stage=stage, **batch) for stage in range(pp)]
+    stages = [
+        _parts(w, a, gpu.memory_bytes, gpu_memory_utilization, enforce_eager)
+        for w, a in zip(weights, activations, strict=True)
+    ]
+    layers = stage_layers(config.num_hidden_layers, pp)
+    tightest = min(range(pp), key=lambda stage: _left(stages[stage]) / layers[stage])
+    parts = stages[tightest]
+
+    cache = {"tp": tp, "pp": pp, "dtype": kv_cache_dtype, "block_size": block_size}
+    blocks = kv_blocks(config, [stage["kv_cache"] for stage in stages], **cache)
+    in_flight = batched_tokens * (pp + 1)
+    needed = blocks_per_request(config, max_model_len, in_flight, block_size) + SPARE_BLOCKS
+    tokens, concurrency = kv_capacity(config, blocks, max_model_len, in_flight, block_size)
+    return Plan(
+        model=config.name,
+        gpu=gpu.name,
+        tp=tp,
+        pp=pp,
+        dp=dp,
+        max_model_len=max_model_len,
+        fits=blocks >= needed,
+        reason=_reason(-parts["missing"], blocks, needed, block_size, max_model_len),
+        weights_per_gpu=parts["weights"],
+        kv_cache_bytes=parts["kv_cache"],
+        kv_cache_tokens=tokens,
+        max_concurrency=concurrency,
+        tokens_error=calibrate().error // (kv_bytes_per_layer(config, tp=tp, dtype=kv_cache_dtype) * layers[tightest]),
+        kv_bytes_per_token=kv_bytes_per_token(config, tp=tp, pp=pp, dtype=kv_cache_dtype),
+        gpu_memory=gpu.memory_bytes,
+        breakdown=parts,
+    )
+
+
+def search(
+    config: ModelConfig,
+    gpu: str | GPU,
+    nodes: int,
+    gpus_per_node: int,
+    *,
+    max_model_len: int | None = None,
+    **flags,
+) -> list[Plan]:
+    """Plans of every layout vLLM accepts that uses all nodes x gpus_per_node GPUs; those that fit first.
+
+    tp stays inside a node or fills whole nodes. Among layouts that fit, the most tokens of cache over all replicas
+    leads. `flags` are plan's. Raises LayoutError when no layout is legal, with the reason of the plainest one.
+    """
+    positive(nodes=nodes, gpus_per_node=gpus_per_node)
+    total = nodes * gpus_per_node
+    plans, refusal = [], None
+    for tp in _divisors(total):
+        if gpus_per_node % tp and tp % gpus_per_node:
+            continue
+        for pp in _divisors(total // tp):
+            layout = {"tp": tp, "pp": pp, "dp": total // tp // pp}
+            try:
+                plans.append(plan(config, gpu=gpu, max_model_len=max_model_len, **layout, **flags))
+            except LayoutError as error:
+                refusal = refusal or error
+    if not plans:
+        raise LayoutError(f"No layout of {config.name} uses all {total} GPUs. {refusal}")
+    return sorted(plans, key=lambda p: (not p.fits, -p.dp * p.kv_cache_tokens))
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _parts(weights: int, activations: int, memory: int, utilization: float, enforce_eager: bool) -> dict[str, int]:
+    """The parts of one GPU's memory, in bytes; they sum to `memory`."""
+    fitted = calibrate()
+    cuda_graphs = 0 if enforce_eager else fitted.cuda_graphs
+    budget = int(utilization * memory)
+    left = budget - weights - activations - fitted.non_torch - cuda_graphs
+    return {
+        "weights": weights,
+        "activations": activations,
+        "non_torch": fitted.non_torch,
+        "cuda_graphs": cuda_graphs,
+        "kv_cache": max(0, left),
+        "left_free": memory - budget,
+        "missing": min(0, left),
+    }
+
+
+def _left(parts: dict[str, int]) -> int:
+    return parts["kv_cache"] + parts["missing"]
+
+
+def _reason(missing: int, blocks: int, needed: int, block_size: int, max_model_len: int) -> str:
+    if missing > 0:
+        return f"Weights and activations take {missing / GIB:.1f} GiB more than a GPU may use; use more GPUs."
+    per_request = needed - SPARE_BLOCKS
+    if blocks >= needed:
+        return f"Room for {blocks / per_request:.2f} requests of {max_model_len:,} tokens at once."
+    longest = max(0, blocks - SPARE_BLOCKS) * block_size
+    return (
+        f"A request of {max_model_len:,} tokens needs {per_request:,} blocks of {block_size}, and {blocks:,} are left; "
+        f"lower max_model_len to {longest:,} or use more GPUs."
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from helpers.memory_command import main
+
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""The small Llama: a corpus with known odds, the training that learns it, and the weights."""
+
+from pathlib import Path
+
+MODEL_DIR = Path(__file__).parent / "model"
+MODEL_NAME = "tiny-llama"

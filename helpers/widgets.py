@@ -1,0 +1,111 @@
+"""Interactive panels. Each also carries a picture or text of itself, so that it shows where no kernel runs."""
+
+import base64
+import html
+import io
+from collections.abc import Callable
+
+import ipywidgets
+from matplotlib.figure import Figure
+from openai import OpenAI
+
+from helpers import plots, sampling
+from helpers.client import explain
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+class Explorer(ipywidgets.VBox):
+    """Controls above a picture; moving one redraws it.
+
+    `draw(**values)` gets each control's value by name and returns a Figure. The picture of the first values is part of
+    the cell's output as a PNG, for pages and viewers without a kernel.
+    """
+
+    def __init__(self, draw: Callable[..., Figure], title: str, **controls: ipywidgets.Widget):
+        self._draw, self._controls, self._name = draw, controls, title
+        self._picture = ipywidgets.Image(value=self._png(), format="png")
+        super().__init__([*controls.values(), self._picture])
+        for control in controls.values():
+            control.observe(self._redraw, names="value")
+
+    def _png(self) -> bytes:
+        return png(self._draw(**{name: control.value for name, control in self._controls.items()}))
+
+    def _redraw(self, _: object) -> None:
+        self._picture.value = self._png()
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return {**bundle, "text/plain": self._name, "image/png": base64.b64encode(self._picture.value).decode()}
+
+
+def sampling_explorer(odds: dict[str, float], beginning: str) -> Explorer:
+    """Sliders for temperature and top_k over the odds {token: probability} of what follows `beginning`."""
+
+    def draw(temperature: float, top_k: int) -> Figure:
+        after = sampling.keep_top_k(sampling.apply_temperature(odds, temperature), top_k)
+        title = f"“{beginning} …” at temperature {temperature:g}" + (f", top_k {top_k}" if top_k else "")
+        return plots.next_token_bars(after, odds, title)
+
+    return Explorer(
+        draw, f"Sliders: temperature and top_k for “{beginning} …”",
+        temperature=ipywidgets.FloatSlider(1.0, min=0, max=3, step=0.1, description="temperature"),
+        top_k=ipywidgets.IntSlider(0, min=0, max=len(odds), description="top_k (0: all)"),
+    )  # fmt: skip
+
+
+class ChatPanel(ipywidgets.VBox):
+    """A small chat: what you type is sent with the whole conversation so far, and the answer streams in.
+
+    `messages` is the conversation as the server gets it. An error is shown as one sentence in place of the answer.
+    """
+
+    def __init__(self, client: OpenAI, model: str, first_question: str | None = None, **sampling_options: object):
+        self.client, self.model, self.options, self.messages = client, model, sampling_options, []
+        self._page = ipywidgets.HTML()
+        self._line = ipywidgets.Text(placeholder="Ask about serving language models", continuous_update=False)
+        self._send = ipywidgets.Button(description="Send", button_style="primary")
+        super().__init__([self._page, ipywidgets.HBox([self._line, self._send])])
+        self._line.on_submit(self._submit) if hasattr(self._line, "on_submit") else None
+        self._send.on_click(self._submit)
+        self._show()
+        if first_question:
+            self.ask(first_question)
+
+    def ask(self, question: str) -> None:
+        """Send one message and show the answer while it comes."""
+        self.messages.append({"role": "user", "content": question})
+        answer = {"role": "assistant", "content": ""}
+        try:
+            stream = self.client.chat.completions.create(
+                model=self.model, messages=self.messages, stream=True, **self.options
+            )
+            for chunk in stream:
+                answer["content"] += chunk.choices[0].delta.content or ""
+                self._show(answer["content"] + "▌")
+            self.messages.append(answer)
+        except Exception as error:
+            self.messages.pop()
+            self._show(explain(error))
+        else:
+            self._show()
+
+    def _submit(self, _: object) -> None:
+        question, self._line.value = self._line.value.strip(), ""
+        if question:
+            self.ask(question)
+
+    def _show(self, coming: str = "") -> None:
+        said = [*self.messages, *([{"role": "assistant", "content": coming}] if coming else [])]
+        lines = [f"<p><b>{m['role']}</b>: {html.escape(m['content'])}</p>" for m in said]
+        self._page.value = "".join(lines) or "<p><i>Nothing said yet.</i></p>"
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        said = "\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
+        return {**bundle, "text/plain": said or "A chat panel.", "text/html": self._page.value}

