@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import openai
+
 NOT_ATTEMPTED, WRONG, RIGHT = "not attempted", "not quite", "right"
 COLORS = {NOT_ATTEMPTED: "#9aa0a6", WRONG: "#c8504c", RIGHT: "#4a9a63"}
 
@@ -54,7 +56,7 @@ class Exercise:
             return Verdict(NOT_ATTEMPTED, "change the `...` and run the cell again.")
         try:
             return self.judge(answer)
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, openai.BadRequestError) as error:
             return wrong(f"the check cannot read this answer ({type(error).__name__}: {error}). {self.tip}")
 
     def hint(self) -> None:

@@ -71,7 +71,7 @@ class ChatPanel(ipywidgets.VBox):
         self._line = ipywidgets.Text(placeholder="Ask about serving language models", continuous_update=False)
         self._send = ipywidgets.Button(description="Send", button_style="primary")
         super().__init__([self._page, ipywidgets.HBox([self._line, self._send])])
-        self._line.on_submit(self._submit) if hasattr(self._line, "on_submit") else None
+        self._line.observe(self._submit, names="value")  # comes with Enter
         self._send.on_click(self._submit)
         self._show()
         if first_question:

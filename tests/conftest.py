@@ -1,0 +1,29 @@
+"""What every test shares: folders that are not the user's own, and one server for the whole run."""
+
+import os
+from tempfile import TemporaryDirectory
+
+import pytest
+
+OURS = TemporaryDirectory(prefix="workshop-tests-")
+FOLDERS = ["WORKSHOP_HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"]
+os.environ.update({name: f"{OURS.name}/{name.lower()}" for name in FOLDERS})  # kernels and servers inherit them
+for name in ("VLLM_BASE_URL", "VLLM_API_KEY"):
+    os.environ.pop(name, None)
+
+ORDER = ["unit", "notebooks", "server"]  # the fast ones first
+
+
+def pytest_collection_modifyitems(items):
+    folders = [item.path.parent.name for item in items]
+    rank = {folder: ORDER.index(folder) if folder in ORDER else len(ORDER) for folder in folders}
+    items.sort(key=lambda item: rank[item.path.parent.name])
+
+
+@pytest.fixture(scope="session")
+def live_server():
+    """The run's server with the small Llama: a helpers.server.Server, which `connect()` finds by itself."""
+    from helpers.server import start
+
+    with start(quiet=True) as server:
+        yield server
