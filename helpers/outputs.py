@@ -34,6 +34,8 @@ def canonical(notebook: nbformat.NotebookNode) -> str:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
+        if cell.cell_type == "code":
+            cell["outputs"] = _joined(cell["outputs"])
     text = nbformat.writes(notebook)
     if widgets:
         states = widgets["application/vnd.jupyter.widget-state+json"]["state"]
@@ -43,6 +45,17 @@ def canonical(notebook: nbformat.NotebookNode) -> str:
         text = WIDGET_ID.sub(lambda match: numbers.get(match[0], match[0]), nbformat.writes(notebook))
         text = nbformat.writes(nbformat.reads(text, as_version=4))  # keys in order again
     return text.rstrip() + "\n"
+
+
+def _joined(parts: list) -> list:
+    """Neighbouring pieces of one stream as one: where they are cut depends on timing."""
+    joined = []
+    for part in parts:
+        if joined and part.output_type == "stream" == joined[-1].output_type and part.name == joined[-1].name:
+            joined[-1].text += part.text
+        else:
+            joined.append(part)
+    return joined
 
 
 def _shown(cells: str, states: dict) -> list[str]:
