@@ -12,4 +12,5 @@ never=$(mktemp); trap 'rm -f "$never"' EXIT
 printf "%s ; sys_platform == 'none'\n" torch torchvision torchaudio torchcodec triton >"$never"
 compile --override "$never" cpu.in | plain >cpu.txt
 compile dev.in -c cpu.txt | plain | grep -vxFf cpu.txt >dev.txt
-compile gpu.in | plain >gpu.txt
+# "===" takes the CUDA build of PyPI and no other, also where pip's configuration offers 2.13.0+cpu.
+compile gpu.in | plain | sed 's/^torch==/torch===/' >gpu.txt
