@@ -5,6 +5,7 @@ A lesson's exercises are `Exercise` objects in helpers/exercises/; a notebook ca
 """
 
 import html
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,8 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         style = f"border-left: 4px solid {COLORS[self.state]}; padding: 4px 10px"
-        return f"<div style='{style}'><b>{self.state.capitalize()}.</b> {html.escape(self.message)}</div>"
+        message = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(self.message))
+        return f"<div style='{style}'><b>{self.state.capitalize()}.</b> {message}</div>"
 
 
 def right(message: str) -> Verdict:

@@ -5,8 +5,10 @@ localhost:8000; it tries what it finds with one token, and says what it found or
 """
 
 import os
+import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import openai
 from openai import OpenAI
@@ -45,33 +47,36 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
     `timeout`: seconds for each request made with it; `wait`: seconds to wait for a server that is still starting.
     Raises NoServerError or WrongKeyError, whose one sentence names what was found and the mend.
     """
-    problems = []
+    problems, failure = [], NoServerError
     for source, connection in candidates():
-        if connection.is_gone():
+        ready = connection.state == READY or _becomes_ready(connection, wait, quiet)
+        if connection.is_gone() or not (ready or connection.path.exists()):
             problems.append(_obituary(connection))
             connection.remove()
             continue
-        if connection.state != READY and not _becomes_ready(connection, wait, quiet):
+        if not ready:
             problems.append(f"The server at {connection.base_url} did not get ready; its log is {connection.log}.")
             continue
         client = OpenAI(base_url=connection.base_url, api_key=connection.api_key, timeout=timeout, max_retries=0)
         try:
             model = _try_one_token(client)
-        except openai.APIError as error:
+        except (openai.APIError, AttributeError, IndexError, TypeError) as error:
             if isinstance(error, openai.AuthenticationError):
-                raise WrongKeyError(explain(error)) from None
-            if source != "the default address":
+                failure = WrongKeyError
+            if source != "the default address" or failure is WrongKeyError:
                 problems.append(f"{connection.base_url} ({source}): {explain(error)}")
             continue
         if not quiet:
             print(f"Connected to {model} at {connection.base_url} ({source})")
         _explain_errors_in_notebooks()
         return client
+    if os.environ.get("VLLM_BASE_URL"):
+        raise failure(" ".join([*problems, "Correct VLLM_BASE_URL and VLLM_API_KEY, or unset both."]))
     if start:
         server.start(quiet=quiet)
         return connect(quiet=quiet, timeout=timeout)
     places = f"VLLM_BASE_URL is not set, {home() / 'servers'} names no server, and {LOCALHOST} does not answer."
-    raise NoServerError(" ".join([*(problems or ["No server found:", places]), START_ONE]))
+    raise failure(" ".join([*(problems or ["No server found:", places]), START_ONE]))
 
 
 def _try_one_token(client: OpenAI) -> str:
@@ -93,7 +98,8 @@ def _becomes_ready(connection: Connection, wait: float, quiet: bool) -> bool:
     """Wait for another process to finish starting this server."""
     started = time.monotonic()
     while time.monotonic() - started < wait and not connection.is_gone() and connection.path.exists():
-        connection.state = connections.read(connection.path).state
+        with suppress(OSError):  # it may be removed between two looks
+            connection.state = connections.read(connection.path).state
         if connection.state == READY:
             return True
         if not quiet:
@@ -103,7 +109,7 @@ def _becomes_ready(connection: Connection, wait: float, quiet: bool) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """One sentence for what an openai request raised, with the mend."""
+    """One sentence for what a request raised, with the mend."""
     text = str(getattr(error, "message", error))
     if isinstance(error, openai.APITimeoutError):
         return "The server took longer than the timeout. Ask for fewer tokens, or pass a larger `timeout`."
@@ -113,11 +119,13 @@ def explain(error: Exception) -> str:
         return "The server refuses this API key. Use the key of this server: unset VLLM_API_KEY, or copy it from the connection file."
     if isinstance(error, openai.NotFoundError):
         return f"The server knows no such model or route. `client.models.list()` names its model. It said: {text}"
-    if isinstance(error, openai.BadRequestError) and "maximum context length" in text:
+    if isinstance(error, openai.BadRequestError) and re.search("maximum context length|max_model_len", text):
         return f"Prompt and answer do not fit in the model's context. Shorten the prompt or lower max_tokens. The server said: {text}"
     if isinstance(error, openai.BadRequestError):
         return f"The server refuses this request: {text}"
-    return f"The server failed: {text}"
+    if isinstance(error, openai.APIError):
+        return f"The server failed: {text}"
+    return "Something answers at this address, and it is not a vLLM server."
 
 
 def _explain_errors_in_notebooks() -> None:

@@ -20,11 +20,22 @@ CAUSES = [
     ),
     (
         r"(is not a local folder and is not a valid model identifier|Repo id must be|Can't load the configuration"
-        r"|does not appear to have a file named|Invalid repository ID)",
+        r"|does not appear to have a file named|Invalid repository ID|Cannot find any model weights)",
         "the model was not found. Give a folder that holds config.json and the weights",
+    ),
+    (
+        r"SafetensorError|JSONDecodeError",
+        "a file of the model is damaged or cut short. Copy or download the model again",
+    ),
+    (
+        r"Failed core proc\(s\): \{[^}]*: -9\b",
+        "the engine was killed, most likely because the machine ran out of memory. Close other programs and start again",
     ),
     (r"unrecognized arguments: (?P<flags>.+)", "vLLM does not know {flags}. `vllm serve --help=all` lists its flags"),
 ]
+
+#: Lines with an error's name that are not the cause.
+ECHOES = r"Engine core initialization failed|See (?:root cause|stack trace)|\bWARNING\b"
 
 SIGNALS = {
     -4: "the processor lacks an instruction that vLLM needs (AVX2). Use a newer machine",
@@ -39,5 +50,5 @@ def diagnose(log: str, returncode: int | None = None) -> str:
             return meaning.format(**match.groupdict()) + "."
     if returncode in SIGNALS:
         return SIGNALS[returncode] + "."
-    errors = re.findall(r"^.*?((?:\w+Error|\w+Exception): .+)$", log, re.MULTILINE)
+    errors = re.findall(rf"^(?!.*(?:{ECHOES})).*?((?:\w+Error|\w*Exception): .+)$", log, re.MULTILINE)
     return f"vLLM said: {errors[-1].strip()}" if errors else "the cause is unknown: read the end of the log."

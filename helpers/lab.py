@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from helpers import environment
+from helpers.keeper import SET_PDEATHSIG, prctl
 from helpers.server import ServerError, start
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +22,9 @@ def jupyterlab(open_browser: bool) -> subprocess.Popen:
     command += [f"--LabApp.default_url=/lab/tree/{FIRST_LESSON}"]
     command += [] if open_browser else ["--no-browser"]
     command += ["--allow-root"] if Path.home() == Path("/root") else []
-    return subprocess.Popen(command, start_new_session=True)  # Ctrl-C reaches us alone, and we decide the order
+    return subprocess.Popen(  # a session of its own: Ctrl-C reaches us alone, and we decide the order
+        command, start_new_session=True, preexec_fn=lambda: prctl(SET_PDEATHSIG, signal.SIGTERM)
+    )
 
 
 def main() -> int:

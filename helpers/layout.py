@@ -34,13 +34,20 @@ def check_layout(config: ModelConfig, *, tp: int = 1, pp: int = 1, dp: int = 1, 
 def _divides(config: ModelConfig, what: str, size: int, ranks: int, name: str = "Tensor parallel size") -> None:
     if size % ranks:
         heads = config.num_attention_heads
-        legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == size % n == 0)
+        legal = ", ".join(
+            str(n) for n in range(1, heads + 1) if heads % n == size % n == 0 and _kv_heads_fit(config, n)
+        )
         raise LayoutError(f"{name} {ranks} does not divide the {size} {what} of {config.name}; sizes that do: {legal}.")
+
+
+def _kv_heads_fit(config: ModelConfig, tp: int) -> bool:
+    kv_heads = config.num_key_value_heads
+    return config.mla is not None or kv_heads % tp == 0 or tp % kv_heads == 0
 
 
 def _check_kv_heads(config: ModelConfig, tp: int) -> None:
     kv_heads = config.num_key_value_heads
-    if config.mla is None and kv_heads % tp and tp % kv_heads:
+    if not _kv_heads_fit(config, tp):
         raise LayoutError(
             f"Tensor parallel size {tp} and the {kv_heads} KV heads of {config.name} do not divide one another; "
             f"use a divisor or a multiple of {kv_heads}."

@@ -22,7 +22,7 @@ from helpers.server_log import ServerLog, read_log
 from helpers.weights import active_parameter_count, parameter_count, stage_weight_bytes, weight_bytes
 
 __all__ = [
-    "ConfigError", "LayoutError", "Plan", "ServerLog", "active_parameter_count", "kv_bytes_per_token",
+    "ConfigError", "LayoutError", "Plan", "ServerLog", "active_parameter_count", "fewest_gpus", "kv_bytes_per_token",
     "kv_cache_tokens", "load", "parameter_count", "plan", "read_log", "search", "weight_bytes",
 ]  # fmt: skip
 
@@ -61,6 +61,11 @@ class Plan:
     def gpus(self) -> int:
         """GPUs the layout takes: tp x pp for each of dp replicas."""
         return self.tp * self.pp * self.dp
+
+    @property
+    def layout(self) -> str:
+        """How the GPUs share the model, as in "TP8 x PP2"."""
+        return f"TP{self.tp} x PP{self.pp}" + (f" x DP{self.dp}" if self.dp > 1 else "")
 
 
 def plan(
@@ -164,6 +169,31 @@ def search(
     if not plans:
         raise LayoutError(f"No layout of {config.name} uses all {total} GPUs. {refusal}")
     return sorted(plans, key=lambda p: (not p.fits, -p.dp * p.kv_cache_tokens))
+
+
+def fewest_gpus(
+    config: ModelConfig,
+    gpu: str | GPU,
+    *,
+    gpus_per_node: int = 4,
+    most_nodes: int = 16,
+    max_model_len: int | None = None,
+    **flags,
+) -> Plan:
+    """The best plan on the fewest GPUs that fit: a divisor of a node's, then whole nodes. `flags` are plan's.
+
+    Raises LayoutError when even `most_nodes` are too few.
+    """
+    positive(gpus_per_node=gpus_per_node, most_nodes=most_nodes)
+    shares = [(1, count) for count in _divisors(gpus_per_node)]
+    for nodes, count in shares + [(nodes, gpus_per_node) for nodes in range(2, most_nodes + 1)]:
+        try:
+            best = search(config, gpu, nodes, count, max_model_len=max_model_len, **flags)[0]
+        except LayoutError:
+            continue
+        if best.fits:
+            return best
+    raise LayoutError(f"{config.name} does not fit on {most_nodes} nodes of {gpus_per_node} {get_gpu(gpu).name}.")
 
 
 def _divisors(number: int) -> list[int]:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             layout = {"tp": options.tp, "pp": options.pp, "dp": options.dp}
             plans = [plan(config, gpu=options.gpu, **layout, **_flags(options))]
             (p,) = plans
-            heading = f"{config.name} ({parameter_count(config) / 1e9:.1f} B) on {p.gpus} {p.gpu}: {_layout(p)}"
+            heading = f"{config.name} ({parameter_count(config) / 1e9:.1f} B) on {p.gpus} {p.gpu}: {p.layout}"
             table, verdict = plan_table(p), p.reason
     except WorkshopError as error:
         print(error, file=sys.stderr)
@@ -80,12 +80,8 @@ def layouts_table(plans: list[Plan]) -> Table:
     for p in plans:
         sizes = (f"{p.weights_per_gpu / GIB:.1f}", f"{p.kv_cache_bytes / GIB:.1f}")
         tokens = (f"{p.kv_cache_tokens:,}", f"{p.dp * p.kv_cache_tokens:,}", f"{p.max_concurrency:.2f}x")
-        table.add_row(_layout(p), "yes" if p.fits else "no", *sizes, *tokens)
+        table.add_row(p.layout, "yes" if p.fits else "no", *sizes, *tokens)
     return table
-
-
-def _layout(p: Plan) -> str:
-    return f"TP{p.tp} x PP{p.pp}" + (f" x DP{p.dp}" if p.dp > 1 else "")
 
 
 def _flags(options: argparse.Namespace) -> dict:

@@ -11,6 +11,13 @@ from openai import OpenAI
 
 from helpers import plots, sampling
 from helpers.client import explain
+from helpers.errors import WorkshopError
+from helpers.hardware import GPUS
+from helpers.memory import load, plan
+from helpers.models import catalogue
+from helpers.quantization import SCHEMES
+
+AS_PUBLISHED = "as published"
 
 
 def png(figure: Figure) -> bytes:
@@ -28,7 +35,9 @@ class Explorer(ipywidgets.VBox):
 
     def __init__(self, draw: Callable[..., Figure], title: str, **controls: ipywidgets.Widget):
         self._draw, self._controls, self._name = draw, controls, title
-        self._picture = ipywidgets.Image(value=self._png(), format="png")
+        self._picture = ipywidgets.Image(value=self._png(), format="png", layout={"max_width": "640px"})
+        for control in controls.values():
+            control.style.description_width = "initial"
         super().__init__([*controls.values(), self._picture])
         for control in controls.values():
             control.observe(self._redraw, names="value")
@@ -56,6 +65,34 @@ def sampling_explorer(odds: dict[str, float], beginning: str) -> Explorer:
         draw, f"Sliders: temperature and top_k for “{beginning} …”",
         temperature=ipywidgets.FloatSlider(1.0, min=0, max=3, step=0.1, description="temperature"),
         top_k=ipywidgets.IntSlider(0, min=0, max=len(odds), description="top_k (0: all)"),
+    )  # fmt: skip
+
+
+def memory_planner() -> Explorer:
+    """Choose a model, a GPU, a layout and a length; see what fills a GPU and whether it fits.
+
+    A layout that vLLM refuses, or a length the model does not read, shows the sentence that says so.
+    """
+
+    def draw(model: str, weights: str, gpu: str, tp: int, pp: int, max_model_len: int) -> Figure:
+        try:
+            config = load(model) if weights == AS_PUBLISHED else load(model).quantized(weights)
+            if max_model_len > config.max_position_embeddings:
+                return plots.sentence(f"{model} reads at most {config.max_position_embeddings:,} tokens.")
+            planned = plan(config, gpu=gpu, tp=tp, pp=pp, max_model_len=max_model_len)
+        except WorkshopError as error:
+            return plots.sentence(str(error))
+        return plots.plan_verdict(planned, planned.reason)
+
+    lengths = [(f"{length:,}", length) for length in (2**power for power in range(10, 18))]
+    return Explorer(
+        draw, "Choose model, weights, GPU, TP, PP and length; the picture is the plan of the first choice.",
+        model=ipywidgets.Dropdown(options=catalogue(), value="llama-3.1-70b", description="model"),
+        weights=ipywidgets.Dropdown(options=[AS_PUBLISHED, *SCHEMES], description="weights"),
+        gpu=ipywidgets.Dropdown(options=list(GPUS), value="H100", description="GPU"),
+        tp=ipywidgets.SelectionSlider(options=[1, 2, 3, 4, 6, 7, 8, 16], value=4, description="TP"),
+        pp=ipywidgets.SelectionSlider(options=[1, 2, 3, 4, 6, 7, 8, 16], value=1, description="PP"),
+        max_model_len=ipywidgets.SelectionSlider(options=lengths, value=8192, description="max length"),
     )  # fmt: skip
 
 

@@ -105,19 +105,17 @@ def make_venv():
             raise SetupError(f"{VENV} is there and is not a virtual environment. Move it away and run this again.")
         shutil.rmtree(str(VENV))
     print("Making .venv with Python {}.{}".format(*sys.version_info[:2]), flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "venv", str(VENV)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode:
-        shutil.rmtree(str(VENV), ignore_errors=True)
-        if "ensurepip" in done.stdout:
-            raise SetupError(
-                "This Python cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv"
-            )
-        raise SetupError(explain(done.stdout))
+    without_pip = [sys.executable, "-m", "venv", "--without-pip", str(VENV)]
+    add_pip = [str(VENV / "bin" / "python"), "-m", "ensurepip", "--default-pip"]  # by ourselves: venv swallows what it says
+    for command in (without_pip, add_pip):
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            shutil.rmtree(str(VENV), ignore_errors=True)
+            if re.search(r"No module named '?(venv|ensurepip)", done.stdout):
+                raise SetupError(
+                    "This Python cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv"
+                )
+            raise SetupError(explain(done.stdout))
 
 
 def explain(output):

@@ -23,9 +23,10 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from helpers.tiny import MODEL_DIR, corpus
+from helpers.tiny.world import ASSISTANT, END, SYSTEM, USER
 
 BEGIN, PAD = "<s>", "<|pad|>"
-SPECIAL = [BEGIN, corpus.END, PAD, corpus.SYSTEM, corpus.USER, corpus.ASSISTANT]
+SPECIAL = [BEGIN, END, PAD, SYSTEM, USER, ASSISTANT]
 VOCABULARY, CONTEXT = 4096, 2048
 LENGTHS = [16, 32, 64, 128, 256, 512, 1024, CONTEXT]  # documents are padded to the next of these
 CHAT_TEMPLATE = (
@@ -49,7 +50,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     begin = tokenizer.token_to_id(BEGIN)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, begin)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=corpus.END, pad_token=PAD, model_max_length=CONTEXT,
+        tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, pad_token=PAD, model_max_length=CONTEXT,
         chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
@@ -65,7 +66,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     """Token ids of each document, begin token first, end token last, cut to the context."""
-    encoded = tokenizer.backend_tokenizer.encode_batch([text.removesuffix(corpus.END) + corpus.END for text in texts])
+    encoded = tokenizer.backend_tokenizer.encode_batch([text.removesuffix(END) + END for text in texts])
     return [e.ids[:CONTEXT] for e in encoded]
 
 
