@@ -106,7 +106,12 @@ def make_venv():
         shutil.rmtree(str(VENV))
     print("Making .venv with Python {}.{}".format(*sys.version_info[:2]), flush=True)
     without_pip = [sys.executable, "-m", "venv", "--without-pip", str(VENV)]
-    add_pip = [str(VENV / "bin" / "python"), "-m", "ensurepip", "--default-pip"]  # by ourselves: venv swallows what it says
+    add_pip = [
+        str(VENV / "bin" / "python"),
+        "-m",
+        "ensurepip",
+        "--default-pip",
+    ]  # by ourselves: venv swallows what it says
     for command in (without_pip, add_pip):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from helpers import client, connections
+from helpers import client
 from helpers.client import NoServerError, WrongKeyError, connect, explain
 from helpers.server import Server, ServerError, start
 from helpers.tiny import MODEL_DIR, MODEL_NAME
@@ -93,7 +93,7 @@ def test_a_wrong_key_is_named(live_server, monkeypatch):
     monkeypatch.setenv("VLLM_BASE_URL", live_server.connection.base_url)
     for key in ("wrong", ""):
         monkeypatch.setenv("VLLM_API_KEY", key)
-        with pytest.raises(WrongKeyError, match="refuses this API key. Use the key of this server"):
+        with pytest.raises(WrongKeyError, match=r"refuses this API key\. Use the key of this server"):
             connect(quiet=True)
     monkeypatch.setenv("VLLM_API_KEY", live_server.connection.api_key)
     assert connect(quiet=True).models.list().data[0].id == MODEL_NAME
@@ -124,8 +124,11 @@ def test_other_refusals_are_named(live_server):
     with pytest.raises(openai.BadRequestError) as caught:
         connected.completions.create(model=MODEL_NAME, prompt="Hello", temperature=-1)
     assert "refuses this request" in explain(caught.value) and "temperature" in explain(caught.value)
+    endless = {"ignore_eos": True}
     with pytest.raises(openai.APITimeoutError) as caught:
-        connected.completions.create(model=MODEL_NAME, prompt="Hello", max_tokens=1500, timeout=0.05)
+        connected.completions.create(
+            model=MODEL_NAME, prompt="Hello", max_tokens=1500, timeout=0.05, extra_body=endless
+        )
     assert "longer than the timeout" in explain(caught.value)
 
 
@@ -152,22 +155,12 @@ def test_a_folder_without_a_model_is_named(home):
     ],
 )
 def test_what_vllm_refuses_is_named_and_leaves_nothing(home, flags, sentence):
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
     with pytest.raises(ServerError) as caught:
         start(flags=flags, quiet=True)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
     assert not connection_files(home)
-    assert not [child for child in psutil.Process().children() if "helpers.keeper" in " ".join(child.cmdline())][1:]
-
-
-def test_weights_cut_short_are_named(home, tmp_path):
-    """A download that broke off: the files are there and the weights end too early."""
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for path in MODEL_DIR.iterdir():
-        (broken / path.name).write_bytes(path.read_bytes()[:1_000_000])
-    with pytest.raises(ServerError, match="The server stopped: the weights are damaged"):
-        start(broken, quiet=True)
-    assert not connection_files(home)
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
 def test_a_full_disk_is_named(tmp_path):

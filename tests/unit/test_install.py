@@ -1,6 +1,5 @@
 """Set-up: requirements/install.py run for real, in a copy with three small packages of our own instead of 240."""
 
-import errno
 import importlib.util
 import json
 import os
@@ -9,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -23,7 +21,7 @@ import zipfile
 def build_wheel(folder, config_settings=None, metadata_directory=None):
     name = f"{NAME}-{VERSION}-py3-none-any.whl"
     info = f"{NAME}-{VERSION}.dist-info/"
-    with zipfile.ZipFile(f"{folder}/{name}", "w") as wheel:
+    with zipfile.ZipFile(f"{folder}/{name}", "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr(info + "METADATA", f"Metadata-Version: 2.1\\nName: {NAME}\\nVersion: {VERSION}\\n")
         wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
         wheel.writestr(NAME + ".bin", bytes(SIZE))
@@ -218,7 +216,7 @@ def test_a_processor_without_avx2_is_refused(install, tmp_path):
 
 
 def test_another_system_than_linux_is_refused(install, tmp_path):
-    with pytest.raises(install.SetupError, match="run on Linux only. On Windows use WSL 2"):
+    with pytest.raises(install.SetupError, match=r"run on Linux only\. On Windows use WSL 2"):
         install.check_processor(tmp_path / "no-proc-here")
 
 
@@ -303,14 +301,3 @@ def test_a_disk_that_fills_up_is_named(tmp_path, size):
 def test_what_pip_says_is_explained(install, said, meaning):
     assert meaning in install.explain(said)
     assert "\n" not in install.explain(said)
-
-
-def test_a_folder_that_cannot_be_written_is_named(install, monkeypatch, capsys):
-    """As root every folder can be written, so the system's refusal is raised by hand."""
-
-    def refuse(wanted):
-        raise PermissionError(errno.EACCES, "Permission denied", "/opt/workshop/.venv")
-
-    monkeypatch.setattr(install, "setup", refuse)
-    assert install.main([]) == 2
-    assert "Permission denied /opt/workshop/.venv" in capsys.readouterr().err

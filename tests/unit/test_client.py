@@ -1,0 +1,152 @@
+"""Finding a server: what is said when there is none, and what an openai error means."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+
+from helpers import client
+from helpers.client import NoServerError, connect, explain
+from helpers.connections import Connection
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """No server known, and none at the default address either: port 9 is the discard service, which nobody runs."""
+    monkeypatch.setenv("WORKSHOP_HOME", str(tmp_path))
+    monkeypatch.setattr(client, "LOCALHOST", "http://localhost:9/v1")
+    return tmp_path
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def a_connection(log="", **fields) -> Connection:
+    given = {"model": "tiny", "api_key": "k", "node": socket.gethostname(), "pid": os.getpid(), "state": "ready"}
+    return Connection("http://127.0.0.1:9/v1", log=str(log), **given | fields)
+
+
+def complaint(**settings) -> str:
+    with pytest.raises(NoServerError) as caught:
+        connect(quiet=True, **settings)
+    assert "\n" not in str(caught.value)
+    assert caught.value._render_traceback_() == [f"NoServerError: {caught.value}"], "what a notebook shows"
+    return str(caught.value)
+
+
+def test_without_a_server_it_says_where_it_looked_and_what_to_do(home):
+    text = complaint()
+    assert "VLLM_BASE_URL is not set" in text and f"{home}/servers names no server" in text
+    assert "http://localhost:9/v1 does not answer" in text and "connect(start=True)" in text and "make lab" in text
+
+
+def test_an_address_named_by_hand_is_the_only_one_tried(monkeypatch, home):
+    a_connection(pid=dead_process()).write()
+    monkeypatch.setenv("VLLM_BASE_URL", "http://127.0.0.1:10/v1")
+    text = complaint()
+    assert "http://127.0.0.1:10/v1 (VLLM_BASE_URL): Nothing answers at this address" in text
+    assert "Correct VLLM_BASE_URL" in text and "died" not in text and a_connection().path.exists()
+    assert complaint(start=True) == text, "starting another server would not help"
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:10", "nonsense", "http://", "ftp://127.0.0.1/v1", "http://127.0.0.1:99999"])
+def test_an_address_that_is_none_is_no_crash(monkeypatch, url):
+    monkeypatch.setenv("VLLM_BASE_URL", url)
+    assert f"{url} (VLLM_BASE_URL)" in complaint()
+
+
+def test_a_page_that_is_no_vllm_is_told_apart(monkeypatch, home):
+    """A user may well name the port of JupyterLab."""
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(home)]
+    page = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        port = page.stdout.readline().split(" port ")[1].split()[0]
+        for path, answer in [("models", "a page"), ("models", "{}"), ("models", '{"data": []}')]:
+            (home / path).write_text(answer)
+            monkeypatch.setenv("VLLM_BASE_URL", f"http://127.0.0.1:{port}")
+            assert "not a vLLM server" in complaint()
+        (home / "models").unlink()
+        assert "knows no such model or route" in complaint()
+    finally:
+        page.kill()
+        page.wait()
+
+
+def test_a_dead_server_gets_its_obituary_and_its_file_is_removed(home):
+    log = home / "log"
+    log.write_text("INFO fine\nRuntimeError: DefaultCPUAllocator: can't allocate memory\n")
+    dead = a_connection(log, pid=dead_process())
+    dead.write()
+    text = complaint()
+    assert "The server at http://127.0.0.1:9/v1 has died: the machine ran out of memory" in text
+    assert "connect(start=True)" in text and not dead.path.exists()
+
+
+def test_a_dead_server_without_a_log_is_still_named(home):
+    a_connection(home / "no-such-log", pid=dead_process()).write()
+    assert "has died: its log is gone." in complaint()
+
+
+def test_a_server_that_does_not_answer_is_named():
+    a_connection().write()
+    assert "http://127.0.0.1:9/v1 (connection file): Nothing answers at this address" in complaint()
+
+
+def test_a_server_that_does_not_get_ready_in_time_is_named(home):
+    a_connection(home / "log", state="starting").write()
+    started = time.monotonic()
+    text = complaint(wait=1)
+    assert 1 <= time.monotonic() - started < 5
+    assert f"did not get ready; its log is {home / 'log'}" in text
+
+
+def test_a_server_that_ends_while_starting_is_no_crash(home):
+    """Its keeper has removed the connection file."""
+    connection = a_connection(home / "log", state="starting")
+    connection.write()
+    threading.Timer(1, connection.remove).start()
+    started = time.monotonic()
+    assert "has died: its log is gone" in complaint(wait=60)
+    assert time.monotonic() - started < 10
+
+
+def test_a_server_that_dies_while_starting_gets_its_obituary(home):
+    starting = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    (home / "log").write_text("OSError: [Errno 28] No space left on device")
+    a_connection(home / "log", state="starting", pid=starting.pid).write()
+    threading.Timer(1, starting.kill).start()
+    assert "has died: the disk is full" in complaint(wait=60)
+    starting.wait()
+
+
+REQUEST = httpx.Request("POST", "http://x/v1")
+
+
+def status_error(kind: type, code: int, message: str) -> openai.APIStatusError:
+    return kind(message, response=httpx.Response(code, request=REQUEST), body=None)
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (openai.APITimeoutError(REQUEST), "pass a larger `timeout`"),
+        (openai.APIConnectionError(request=REQUEST), "Nothing answers at this address"),
+        (status_error(openai.AuthenticationError, 401, "Unauthorized"), "Use the key of this server"),
+        (status_error(openai.NotFoundError, 404, "no model gpt"), "`client.models.list()` names its model"),
+        (status_error(openai.BadRequestError, 400, "maximum context length is 2048"), "Shorten the prompt"),
+        (status_error(openai.BadRequestError, 400, "temperature must be"), "refuses this request: temperature must be"),
+        (status_error(openai.InternalServerError, 500, "EngineDeadError"), "The server failed: EngineDeadError"),
+    ],
+)
+def test_every_error_of_a_request_has_its_sentence(error, meaning):
+    assert meaning in explain(error)
+    assert "\n" not in explain(error)
