@@ -49,21 +49,20 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
     """
     problems, failure = [], NoServerError
     for source, connection in candidates():
-        ready = connection.state == READY or _becomes_ready(connection, wait, quiet)
-        if connection.is_gone() or not (ready or connection.path.exists()):
-            problems.append(_obituary(connection))
-            connection.remove()
-            continue
-        if not ready:
-            problems.append(f"The server at {connection.base_url} did not get ready; its log is {connection.log}.")
+        if not (connection.state == READY or _becomes_ready(connection, wait, quiet)):
+            gone = connection.is_gone() or not connection.path.exists()
+            problems.append(_obituary(connection) if gone else _still_starting(connection))
             continue
         client = OpenAI(base_url=connection.base_url, api_key=connection.api_key, timeout=timeout, max_retries=0)
         try:
             model = _try_one_token(client)
         except (openai.APIError, AttributeError, IndexError, TypeError) as error:
-            if isinstance(error, openai.AuthenticationError):
-                failure = WrongKeyError
-            if source != "the default address" or failure is WrongKeyError:
+            if connection.is_gone():  # asked only now: in a container the process may be out of sight and yet alive
+                problems.append(_obituary(connection))
+                continue
+            refused = isinstance(error, openai.AuthenticationError)
+            failure = WrongKeyError if refused else failure
+            if refused or source != "the default address":
                 problems.append(f"{connection.base_url} ({source}): {explain(error)}")
             continue
         if not quiet:
@@ -85,7 +84,13 @@ def _try_one_token(client: OpenAI) -> str:
     return model
 
 
+def _still_starting(connection: Connection) -> str:
+    return f"The server at {connection.base_url} did not get ready; its log is {connection.log}."
+
+
 def _obituary(connection: Connection) -> str:
+    """Why a dead server died, by its log; its connection file is removed."""
+    connection.remove()
     try:
         with open(connection.log, errors="replace") as log:
             cause = doctor.diagnose(log.read())

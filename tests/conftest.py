@@ -1,6 +1,7 @@
 """What every test shares: folders that are not the user's own, and one server for the whole run."""
 
 import os
+import signal
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -10,6 +11,8 @@ FOLDERS = ["WORKSHOP_HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_R
 os.environ.update({name: f"{OURS.name}/{name.lower()}" for name in FOLDERS})  # kernels and servers inherit them
 for name in ("VLLM_BASE_URL", "VLLM_API_KEY"):
     os.environ.pop(name, None)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would ours
 
 ORDER = ["unit", "notebooks", "server"]  # the fast ones first
 
