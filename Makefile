@@ -1,5 +1,6 @@
 # The workshop's commands. `make help` explains them.
-PYTHON ?= python3
+# Once .venv is made, its Python is the one; before, and to change it: make setup PYTHON=python3.12
+PYTHON ?= $(shell test -x .venv/bin/python && echo .venv/bin/python || echo python3)
 EXTRA ?=
 OPEN ?= yes
 VENV := .venv/bin

@@ -93,10 +93,10 @@ def read_stamp():
 
 
 def venv_works():
+    """True when .venv has pip and is of the Python that runs this: `make setup PYTHON=python3.12` makes it anew."""
     python = VENV / "bin" / "python"
-    return (
-        python.exists() and subprocess.run([str(python), "-c", "import pip"], stderr=subprocess.DEVNULL).returncode == 0
-    )
+    question = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    return python.exists() and subprocess.run([str(python), "-c", question], stderr=subprocess.DEVNULL).returncode == 0
 
 
 def make_venv():
@@ -105,7 +105,8 @@ def make_venv():
             raise SetupError(f"{VENV} is there and is not a virtual environment. Move it away and run this again.")
         shutil.rmtree(str(VENV))
     print("Making .venv with Python {}.{}".format(*sys.version_info[:2]), flush=True)
-    without_pip = [sys.executable, "-m", "venv", "--without-pip", str(VENV)]
+    python = getattr(sys, "_base_executable", sys.executable)  # not .venv's own, which has just been removed
+    without_pip = [python, "-m", "venv", "--without-pip", str(VENV)]
     add_pip = [
         str(VENV / "bin" / "python"),
         "-m",

@@ -252,6 +252,18 @@ def test_no_network_is_named(project):
     (project / "requirements" / "cpu.txt").write_text("pinned==1.0\n")
 
 
+def test_another_python_makes_a_new_venv_which_then_serves_both(project):
+    names = [f"python3.{minor}" for minor in (11, 12, 13) if minor != sys.version_info[1]]
+    works = [n for n in names if shutil.which(n) and subprocess.run([n, "-c", ""], capture_output=True).returncode == 0]
+    if not works:
+        pytest.skip("only one Python from 3.11 to 3.13 on this machine")
+    own = str(project / ".venv" / "bin" / "python")
+    for python in (works[0], sys.executable):
+        code, said, _ = run(project, python=python)
+        assert code == 0 and "Making .venv" in said
+        assert run(project, python=own) == (0, "", "")
+
+
 def test_ctrl_c_says_how_to_go_on(project):
     (project / "requirements" / "cpu.txt").write_text("pinned==1.0\n# changed\n")
     keep = os.environ | {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(project / "wheels")}
