@@ -180,6 +180,9 @@ def main() -> None:
     prctl(SET_CHILD_SUBREAPER, 1)
     try:
         keep(options.model, options.port, options.flags, psutil.Process(options.owner) if options.owner else None)
+    except BrokenPipeError:  # whoever started us is gone: nobody is left to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         refuse(
             f"{home()} cannot be written ({error.strerror}). Free some space, or set WORKSHOP_HOME to another folder."

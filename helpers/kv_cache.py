@@ -82,8 +82,8 @@ def kv_cache_tokens(
 
     Exact for a server whose line gives the available memory of its tightest GPU; it prints the first rank's, so with
     pipeline stages, which differ, give a list of one figure a stage. Block size: 16 on CUDA, 64 with FlashMLA, 128 on
-    a CPU. Since vLLM 0.32 the line depends a little on the longest request, and much with a sliding window: give
-    `max_model_len` (and for a window `in_flight_tokens`) for that form, see kv_capacity.
+    a CPU. Since vLLM 0.25 at the latest the line depends a little on the longest request, and much with a sliding
+    window: give `max_model_len` (and for a window `in_flight_tokens`) for that form, see kv_capacity.
     """
     blocks = kv_blocks(config, available_bytes, tp=tp, pp=pp, dtype=dtype, block_size=block_size)
     if max_model_len is None:
@@ -96,7 +96,7 @@ def blocks_per_request(config: ModelConfig, max_model_len: int, in_flight_tokens
 
     A windowed request keeps the last window - 1 tokens and those still in flight, and one block since a window may
     begin inside one. In flight: max_num_batched_tokens for each batch under way, pp + 1 of them with asynchronous
-    scheduling (CUDA), pp without (CPU).
+    scheduling (CUDA), pp without (CPU); vLLM 0.25 counts one batch.
     Source: SlidingWindowSpec.max_admission_blocks_per_request in vLLM v1/kv_cache_interface.py.
     """
     if config.sliding_window is None:
@@ -108,7 +108,7 @@ def blocks_per_request(config: ModelConfig, max_model_len: int, in_flight_tokens
 def kv_capacity(
     config: ModelConfig, blocks: int, max_model_len: int, in_flight_tokens: int = 0, block_size: int = 16
 ) -> tuple[int, float]:
-    """(tokens, concurrency) as vLLM 0.32 prints them for so many blocks: int(concurrency x length), blocks / request.
+    """(tokens, concurrency) as vLLM 0.25 to 0.32 print them for so many blocks: int(concurrency x length), blocks / request.
 
     Equal to blocks x block_size when the length is whole blocks and attention is full; lengths must be 1 or more.
     Source: get_kv_cache_capacity in vLLM v1/core/kv_cache_utils.py.

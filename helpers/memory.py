@@ -5,7 +5,8 @@
 
 from dataclasses import dataclass
 
-from helpers.calibration import activation_bytes, calibrate, default_batch
+from helpers.activations import default_batch
+from helpers.calibration import calibrate, gpu_parts
 from helpers.hardware import GIB, GPU, get_gpu
 from helpers.kv_cache import (
     blocks_per_request,
@@ -19,7 +20,7 @@ from helpers.layout import LayoutError, check_layout
 from helpers.models import ConfigError, ModelConfig, load
 from helpers.partition import positive, stage_layers
 from helpers.server_log import ServerLog, read_log
-from helpers.weights import active_parameter_count, parameter_count, stage_weight_bytes, weight_bytes
+from helpers.weights import active_parameter_count, parameter_count, weight_bytes
 
 __all__ = [
     "ConfigError", "LayoutError", "Plan", "ServerLog", "active_parameter_count", "fewest_gpus", "kv_bytes_per_token",
@@ -36,7 +37,7 @@ class Plan:
     """What one layout of a model leaves on a GPU, in bytes; the GPU is the tightest, the one that limits the cache.
 
     `kv_cache_tokens` and `max_concurrency` are what the log of each of the dp replicas prints, give or take
-    `tokens_error`. `breakdown` holds the parts of the GPU's memory in the order of a stacked bar; they sum to
+    `tokens_error`, the largest miss of the runs helpers.calibration measured. `breakdown` holds the parts of the GPU's memory in the order of a stacked bar; they sum to
     `gpu_memory`, and what does not fit counts as a negative "missing".
     """
 
@@ -88,7 +89,9 @@ def plan(
 
     KV cache = utilisation x memory - weights - activations - CUDA graphs - memory outside PyTorch, on each stage; the
     stage with the fewest blocks decides. It fits when the longest request fits and one block is left, which vLLM keeps.
-    What is not arithmetic is calibrated, see helpers.calibration; lengths default to the model's own maximum.
+    What is not arithmetic is calibrated, see helpers.calibration: on 19 servers with vLLM 0.25.1 on H200s the cache came
+    out within 0.3%. Tokens under a sliding window are counted as 0.32 does, with one more batch in flight than 0.25.
+    Lengths default to the model's own maximum.
 
     Raises LayoutError for a layout vLLM refuses and for sizes below 1, HardwareError for an unknown GPU.
     Source: vLLM v1/worker/gpu_worker.py (determine_available_memory), v1/core/kv_cache_utils.py.
@@ -98,19 +101,24 @@ def plan(
     default_tokens, default_seqs = default_batch(gpu)
     batched_tokens = default_tokens if max_num_batched_tokens is None else max_num_batched_tokens
     num_seqs = default_seqs if max_num_seqs is None else max_num_seqs
-    block_size = (64 if config.mla else 16) if block_size is None else block_size
+    block_size = 16 if block_size is None else block_size
     positive(max_model_len=max_model_len, max_num_batched_tokens=batched_tokens, max_num_seqs=num_seqs)
     if not 0 < gpu_memory_utilization <= 1:
         raise LayoutError(f"gpu_memory_utilization is {gpu_memory_utilization}; it must be above 0 and at most 1.")
     check_layout(config, tp=tp, pp=pp, dp=dp, expert_parallel=expert_parallel)
 
-    weights = stage_weight_bytes(config, tp=tp, pp=pp, dp=dp, expert_parallel=expert_parallel)
-    batch = {"tp": tp, "pp": pp, "batched_tokens": batched_tokens, "num_seqs": num_seqs}
-    activations = [activation_bytes(config, stage=stage, **batch) for stage in range(pp)]
-    stages = [
-        _parts(w, a, gpu.memory_bytes, gpu_memory_utilization, enforce_eager)
-        for w, a in zip(weights, activations, strict=True)
-    ]
+    stages = gpu_parts(
+        config,
+        gpu,
+        tp=tp,
+        pp=pp,
+        dp=dp,
+        gpu_memory_utilization=gpu_memory_utilization,
+        enforce_eager=enforce_eager,
+        expert_parallel=expert_parallel,
+        max_num_batched_tokens=batched_tokens,
+        max_num_seqs=num_seqs,
+    )
     layers = stage_layers(config.num_hidden_layers, pp)
     tightest = min(range(pp), key=lambda stage: _left(stages[stage]) / layers[stage])
     parts = stages[tightest]
@@ -198,23 +206,6 @@ def fewest_gpus(
 
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _parts(weights: int, activations: int, memory: int, utilization: float, enforce_eager: bool) -> dict[str, int]:
-    """The parts of one GPU's memory, in bytes; they sum to `memory`."""
-    fitted = calibrate()
-    cuda_graphs = 0 if enforce_eager else fitted.cuda_graphs
-    budget = int(utilization * memory)
-    left = budget - weights - activations - fitted.non_torch - cuda_graphs
-    return {
-        "weights": weights,
-        "activations": activations,
-        "non_torch": fitted.non_torch,
-        "cuda_graphs": cuda_graphs,
-        "kv_cache": max(0, left),
-        "left_free": memory - budget,
-        "missing": min(0, left),
-    }
 
 
 def _left(parts: dict[str, int]) -> int:

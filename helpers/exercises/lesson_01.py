@@ -106,17 +106,19 @@ q7 = choice(
     },
 )
 
+_TWO, _FOUR = (plan(load("llama-3.1-70b"), gpu="H100", tp=tp).kv_cache_tokens for tp in (2, 4))
+
 q8 = number(
-    plan(load("llama-3.1-70b"), gpu="H100", tp=2).kv_cache_tokens - 16,
-    why="about 37,000 tokens. Half the GPUs leave 7% of the cache, because the weights stay as large as they were.",
+    _TWO - 16,
+    why=f"about {_TWO:,} tokens. Half the GPUs leave {_TWO / _FOUR:.0%} of the cache, because the weights stay as large as they were.",
     tip="`plan(load('llama-3.1-70b'), gpu='H100', tp=2).reason` says which length fits.",
     code="""two = plan(load("llama-3.1-70b"), gpu="H100", tp=2)
 answer = two.kv_cache_tokens - 16""",
     misconceptions={
         131_072: "that is what the model was trained for; the cache on two GPUs has no room for it.",
-        505_168: "that is the cache of four GPUs; two of them have half the memory and the same weights.",
-        18_472: "no need to halve: each token is spread over both GPUs, and `kv_cache_tokens` counts whole tokens.",
-        252_584: "half the GPUs leave far less than half the cache: the weights do not shrink with them.",
+        _FOUR: "that is the cache of four GPUs; two of them have half the memory and the same weights.",
+        _TWO // 2: "no need to halve: each token is spread over both GPUs, and `kv_cache_tokens` counts whole tokens.",
+        _FOUR // 2: "half the GPUs leave far less than half the cache: the weights do not shrink with them.",
     },
 )
 

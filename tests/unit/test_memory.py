@@ -158,27 +158,30 @@ def test_plans_predict_the_measured_servers(name, run, flags):
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "printed", "error"),
+    ("name", "flags", "printed", "off"),
     [
-        # vLLM 0.11.2 on H200, utilisation taken as its default 0.9: it profiled more activations than 0.25 does.
-        ("llama-3.1-70b", {"tp": 4}, 1_391_552, 0.03),
-        ("deepseek-r1", {"tp": 8}, 635_648, 0.08),
+        # vLLM 0.11.2 on H200, utilisation taken as its default 0.9; neither log went into the calibration. That version
+        # set nothing aside for graphs, so part of the agreement on the mixture is luck.
+        ("llama-3.1-70b", {"tp": 4}, 1_391_552, 0.0117),
+        ("deepseek-r1", {"tp": 8}, 635_648, -0.0024),
     ],
 )
-def test_older_servers_lie_outside_the_calibration_by_so_much(name, flags, printed, error):
+def test_older_servers_lie_outside_the_calibration_by_so_much(name, flags, printed, off):
     config = load(name)
     if name == "llama-3.1-70b":
         config = replace(config, quantization=load("llama-3.1-405b-fp8").quantization)
     p = plan(config, gpu="H200", max_model_len=8192, gpu_memory_utilization=0.9, **flags)
-    assert 0 < p.kv_cache_tokens / printed - 1 < error
+    assert p.kv_cache_tokens / printed - 1 == pytest.approx(off, abs=0.001)
 
 
-def test_the_calibration_states_its_error():
-    fitted = calibrate()
-    assert (fitted.non_torch + fitted.cuda_graphs) / GIB == pytest.approx(0.56, abs=0.02)
-    assert fitted.error / GIB < 0.15
-    eager, graphs = (plan(load("llama-3.1-8b"), gpu="H100", enforce_eager=eager) for eager in (True, False))
-    assert eager.kv_cache_bytes - graphs.kv_cache_bytes == fitted.cuda_graphs
+def test_eager_mode_saves_what_compilation_and_graphs_take():
+    """A dense 8B: no second embedding table while it compiles. A mixture of the older runner: no graphs set aside."""
+    flags = {"gpu": "H100", "max_model_len": 8192}
+    eager, compiled = (plan(load("llama-3.1-8b"), enforce_eager=eager, **flags).breakdown for eager in (True, False))
+    assert eager["activations"] < compiled["activations"] and eager["cuda_graphs"] == compiled["cuda_graphs"] == 0
+    eager, compiled = (plan(load("mixtral-8x7b"), tp=2, enforce_eager=e, **flags).breakdown for e in (True, False))
+    assert compiled["cuda_graphs"] == calibrate().cuda_graphs and eager["cuda_graphs"] == 0
+    assert eager["kv_cache"] - compiled["kv_cache"] == calibrate().cuda_graphs
 
 
 def test_what_the_slides_asked():
