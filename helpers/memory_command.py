@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             layout = {"tp": options.tp, "pp": options.pp, "dp": options.dp}
             plans = [plan(config, gpu=options.gpu, **layout, **_flags(options))]
             (p,) = plans
-            heading = f"{config.name} ({parameter_count(config) / 1e9:.1f} B) on {p.gpus} {p.gpu}: {p.layout}"
+            heading = f"{config.name} ({_in_words(parameter_count(config))}) on {p.gpus} {p.gpu}: {p.layout}"
             table, verdict = plan_table(p), p.reason
     except WorkshopError as error:
         print(error, file=sys.stderr)
@@ -46,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(table)
     console.print(verdict)
     return 0 if any(p.fits for p in plans) else 1
+
+
+def _in_words(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
 
 
 def plan_table(result: Plan) -> Table:
