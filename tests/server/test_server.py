@@ -131,7 +131,7 @@ def test_other_refusals_are_named(live_server):
     endless = {"ignore_eos": True}
     with pytest.raises(openai.APITimeoutError) as caught:
         connected.completions.create(
-            model=MODEL_NAME, prompt="Hello", max_tokens=1500, timeout=0.05, extra_body=endless
+            model=MODEL_NAME, prompt="Hello", max_tokens=1500, n=32, timeout=0.05, extra_body=endless
         )
     assert "longer than the timeout" in explain(caught.value)
 
