@@ -30,6 +30,9 @@ def loss_curve(losses: list[float], every: int = 1) -> Figure:
     figure, (axis,) = _new_figure()
     axis.plot([every * i for i in range(1, len(losses) + 1)], losses, color=BLUE)
     axis.set(title="Training loss of the small Llama", xlabel="step", ylabel="nats per token", yscale="log")
+    ticks = [0.3, 0.5, 1, 2, 5]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_yticks([], minor=True)
     return figure
 
 

@@ -13,7 +13,7 @@ from helpers.kv_cache import kv_bytes_per_token, kv_cache_tokens
 from helpers.models import ModelConfig, load
 from helpers.server_log import ServerLog, read_log
 
-CPU_BLOCK, GPU_BLOCK, MLA_BLOCK = 128, 16, 64
+CPU_BLOCK, GPU_BLOCK = 128, 16
 PREFIX = re.compile(r"^.*?\[[\w.]+:\d+\] ")
 
 
@@ -62,7 +62,7 @@ def predicted_tokens(config: ModelConfig, log: ServerLog) -> int:
         raise OutOfReachError(
             "the model has a sliding window, where the figure depends on settings the log leaves out."
         )
-    block_size = CPU_BLOCK if log.device == "CPU" else MLA_BLOCK if config.mla else GPU_BLOCK
+    block_size = CPU_BLOCK if log.device == "CPU" else GPU_BLOCK
     cache = {"tp": log.tp, "pp": log.pp, "dtype": log.kv_cache_dtype, "block_size": block_size}
     return kv_cache_tokens(config, min(log.available_kv_gib) * GIB, max_model_len=log.max_model_len, **cache)
 

@@ -64,7 +64,7 @@ def our_setup() -> float:
 def bare_setup() -> float:
     return in_a_copy(
         f"{sys._base_executable} -m venv .venv",
-        ".venv/bin/pip install -q --no-deps torch==2.13.0+cpu -r requirements/cpu.txt",
+        ".venv/bin/pip install -qq --no-deps torch==2.13.0+cpu -r requirements/cpu.txt",
     )
 
 
