@@ -10,14 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+import httpx2
 import openai
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 
 from helpers import connections, doctor, server
 from helpers.connections import READY, Connection, home
 from helpers.errors import WorkshopError
 
 LOCALHOST = "http://localhost:8000/v1"
+#: A server closes idle connections after 5 s; we let go first, else a request may run into the closing one and be lost.
+LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=2)
 START_ONE = "Start one with `connect(start=True)`, or with `make lab` in a terminal."
 
 
@@ -53,7 +56,7 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
             gone = connection.is_gone() or not connection.path.exists()
             problems.append(_obituary(connection) if gone else _still_starting(connection))
             continue
-        client = OpenAI(base_url=connection.base_url, api_key=connection.api_key, timeout=timeout, max_retries=0)
+        client = _client(connection, timeout)
         try:
             model = _try_one_token(client)
         except (openai.APIError, AttributeError, IndexError, TypeError) as error:
@@ -76,6 +79,14 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
         return connect(quiet=quiet, timeout=timeout)
     places = f"VLLM_BASE_URL is not set, {home() / 'servers'} names no server, and {LOCALHOST} does not answer."
     raise failure(" ".join([*(problems or ["No server found:", places]), START_ONE]))
+
+
+def _client(connection: Connection, timeout: float) -> OpenAI:
+    """No retries: a request that timed out is still being computed, and a second one would only add to the load."""
+    http = DefaultHttpxClient(limits=LIMITS, timeout=timeout)
+    return OpenAI(
+        base_url=connection.base_url, api_key=connection.api_key, timeout=timeout, max_retries=0, http_client=http
+    )
 
 
 def _try_one_token(client: OpenAI) -> str:

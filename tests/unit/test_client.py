@@ -1,5 +1,6 @@
 """Finding a server: what is said when there is none, and what an openai error means."""
 
+import http.server
 import os
 import socket
 import subprocess
@@ -150,3 +151,38 @@ def status_error(kind: type, code: int, message: str) -> openai.APIStatusError:
 def test_every_error_of_a_request_has_its_sentence(error, meaning):
     assert meaning in explain(error)
     assert "\n" not in explain(error)
+
+
+class ClosesIdleConnections(http.server.BaseHTTPRequestHandler):
+    """Answers the first request of a connection and breaks off at a second one: a server tired of an idle client."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        if getattr(self, "served", False):
+            self.close_connection = True
+            return
+        self.served = True
+        body = b'{"object": "list", "data": []}'
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_connection_long_idle_is_not_used_again():
+    """vLLM closes idle connections after 5 s; a request sent at that moment would be lost."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), ClosesIdleConnections) as tired:
+        threading.Thread(target=tired.serve_forever, daemon=True).start()
+        connection = Connection(f"http://127.0.0.1:{tired.server_port}/v1", "tiny", "k", log="")
+        asker = client._client(connection, timeout=10)
+        asker.models.list()
+        time.sleep(client.LIMITS.keepalive_expiry + 0.5)
+        asker.models.list()
+        with pytest.raises(openai.APIConnectionError):
+            asker.models.list()
+        tired.shutdown()
