@@ -19,17 +19,19 @@ TOP_K_ROWS = 132
 NEW_RUNNER_MIXTURES = ("DeepseekV2ForCausalLM",)
 
 
-def default_batch(gpu: GPU) -> tuple[int, int]:
-    """(max_num_batched_tokens, max_num_seqs) a server takes when no flag sets them.
+def batch_limits(gpu: GPU, tokens: int | None = None, seqs: int | None = None) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs) of a server: as given, or what it takes when no flag sets them.
 
     16,384 and 1,024 from 160 GiB of memory, 8,192 and 1,024 from 70 GiB except on an A100, else 2,048 and 256.
     Source: EngineArgs.get_batch_defaults in vLLM engine/arg_utils.py; before 0.32 there was no step at 160 GiB.
     """
     if gpu.memory_bytes >= 160 * GIB:
-        return 16384, 1024
-    if gpu.memory_bytes >= 70 * GIB and not gpu.name.startswith("A100"):
-        return 8192, 1024
-    return 2048, 256
+        defaults = 16384, 1024
+    elif gpu.memory_bytes >= 70 * GIB and not gpu.name.startswith("A100"):
+        defaults = 8192, 1024
+    else:
+        defaults = 2048, 256
+    return defaults[0] if tokens is None else tokens, defaults[1] if seqs is None else seqs
 
 
 def on_new_runner(config: ModelConfig) -> bool:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from helpers.activations import activation_bytes, default_batch, on_new_runner
+from helpers.activations import activation_bytes, batch_limits, on_new_runner
 from helpers.hardware import GIB, GPU, get_gpu
 from helpers.kv_cache import kv_bytes_per_token
 from helpers.models import ModelConfig, load
+from helpers.server_log import read_log
 from helpers.weights import stage_weight_bytes
 
 DATA = Path(__file__).parent / "data"
@@ -24,7 +25,6 @@ MEASURED_LAYOUTS = {
     "tp2pp2": ("llama-3.1-70b", 2, 2, 128),
 }
 
-_AVAILABLE = re.compile(r"Available KV cache memory: ([\d.]+) GiB")
 _GRAPHS = re.compile(r"Estimated CUDA graph memory: ([\d.]+) GiB")
 
 
@@ -81,18 +81,15 @@ def gpu_parts(
     Graphs are set aside for as vLLM 0.25.1 does: for no model of its newer runner, whose graphs (0.2 to 1.2 GiB in the
     measured runs) take from what is left free.
     """
-    default_tokens, default_seqs = default_batch(gpu)
-    batch = {
-        "batched_tokens": default_tokens if max_num_batched_tokens is None else max_num_batched_tokens,
-        "num_seqs": default_seqs if max_num_seqs is None else max_num_seqs,
-    }
+    batched_tokens, num_seqs = batch_limits(gpu, max_num_batched_tokens, max_num_seqs)
+    batch = {"tp": tp, "pp": pp, "batched_tokens": batched_tokens, "num_seqs": num_seqs}
     non_torch, cuda_graphs = _means()
     outside = non_torch[communication(tp, pp)]
     graphs = 0 if enforce_eager or on_new_runner(config) else cuda_graphs
     budget = int(gpu_memory_utilization * gpu.memory_bytes)
     stages = []
     for stage, weights in enumerate(stage_weight_bytes(config, tp=tp, pp=pp, dp=dp, expert_parallel=expert_parallel)):
-        activations = activation_bytes(config, tp=tp, stage=stage, pp=pp, enforce_eager=enforce_eager, **batch)
+        activations = activation_bytes(config, stage=stage, enforce_eager=enforce_eager, **batch)
         left = budget - weights - activations - outside - graphs
         stages.append(
             {
@@ -130,7 +127,7 @@ def _caches() -> dict[str, tuple[int, int]]:
     gpu, caches = get_gpu(MEASURED_GPU), {}
     for name, run in measured_memory()["runs"].items():
         flags = {flag: value for flag, value in run["flags"].items() if flag not in ("max_model_len", "kv_cache_dtype")}
-        printed = float(_AVAILABLE.search("\n".join(run["lines"]))[1])
+        printed = read_log("\n".join(run["lines"])).available_kv_gib[0]
         caches[name] = _tightest(load(run["model"]), gpu, **flags), int(printed * GIB)
     for name, (model, tp, pp, num_seqs) in MEASURED_LAYOUTS.items():
         config, tokens = load(model), measured()["server_log"][name]["gpu_kv_cache_tokens"][0]

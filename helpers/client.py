@@ -21,6 +21,7 @@ from helpers.errors import WorkshopError
 LOCALHOST = "http://localhost:8000/v1"
 #: A server closes idle connections after 5 s; we let go first, else a request may run into the closing one and be lost.
 LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=2)
+NOT_VLLM = "Something answers at this address, and it is not a vLLM server."
 START_ONE = "Start one with `connect(start=True)`, or with `make lab` in a terminal."
 
 
@@ -66,7 +67,8 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
             refused = isinstance(error, openai.AuthenticationError)
             failure = WrongKeyError if refused else failure
             if refused or source != "the default address":
-                problems.append(f"{connection.base_url} ({source}): {explain(error)}")
+                cause = explain(error) if isinstance(error, openai.APIError) else NOT_VLLM
+                problems.append(f"{connection.base_url} ({source}): {cause}")
             continue
         if not quiet:
             print(f"Connected to {model} at {connection.base_url} ({source})")
@@ -139,9 +141,7 @@ def explain(error: Exception) -> str:
         return f"Prompt and answer do not fit in the model's context. Shorten the prompt or lower max_tokens. The server said: {text}"
     if isinstance(error, openai.BadRequestError):
         return f"The server refuses this request: {text}"
-    if isinstance(error, openai.APIError):
-        return f"The server failed: {text}"
-    return "Something answers at this address, and it is not a vLLM server."
+    return f"The server failed: {text}"
 
 
 def _explain_errors_in_notebooks() -> None:

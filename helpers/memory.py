@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from helpers.activations import default_batch
+from helpers.activations import batch_limits
 from helpers.calibration import calibrate, gpu_parts
 from helpers.hardware import GIB, GPU, get_gpu
 from helpers.kv_cache import (
@@ -37,8 +37,8 @@ class Plan:
     """What one layout of a model leaves on a GPU, in bytes; the GPU is the tightest, the one that limits the cache.
 
     `kv_cache_tokens` and `max_concurrency` are what the log of each of the dp replicas prints, give or take
-    `tokens_error`, the largest miss of the runs helpers.calibration measured. `breakdown` holds the parts of the GPU's memory in the order of a stacked bar; they sum to
-    `gpu_memory`, and what does not fit counts as a negative "missing".
+    `tokens_error`, the largest miss of the runs helpers.calibration measured. `breakdown` holds the parts of the GPU's
+    memory in the order of a stacked bar; they sum to `gpu_memory`, and what does not fit counts as a negative "missing".
     """
 
     model: str
@@ -98,9 +98,7 @@ def plan(
     """
     gpu = get_gpu(gpu)
     max_model_len = config.max_position_embeddings if max_model_len is None else max_model_len
-    default_tokens, default_seqs = default_batch(gpu)
-    batched_tokens = default_tokens if max_num_batched_tokens is None else max_num_batched_tokens
-    num_seqs = default_seqs if max_num_seqs is None else max_num_seqs
+    batched_tokens, num_seqs = batch_limits(gpu, max_num_batched_tokens, max_num_seqs)
     block_size = 16 if block_size is None else block_size
     positive(max_model_len=max_model_len, max_num_batched_tokens=batched_tokens, max_num_seqs=num_seqs)
     if not 0 < gpu_memory_utilization <= 1:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
+from openai import OpenAI
 
 from helpers import connections
 from helpers.client import connect
@@ -24,7 +25,8 @@ class OutOfReachError(WorkshopError):
 def printed() -> None:
     """Print what the server at hand wrote to its log about its cache, or why that cannot be read."""
     try:
-        lines = [line for line in _log_text().splitlines() if "KV cache size" in line or "Maximum concurrency" in line]
+        text = _log_text(connect(quiet=True))
+        lines = [line for line in text.splitlines() if "KV cache size" in line or "Maximum concurrency" in line]
         print("\n".join(PREFIX.sub("", line) for line in lines) or "The log has no line about a KV cache.")
     except WorkshopError as error:
         print(f"No log to read here: {error}")
@@ -68,13 +70,14 @@ def predicted_tokens(config: ModelConfig, log: ServerLog) -> int:
 
 
 def _at_hand() -> tuple[ModelConfig, ServerLog]:
-    served = connect(quiet=True).models.list().data[0]
-    return load(getattr(served, "root", None) or served.id), read_log(_log_text())
+    client = connect(quiet=True)
+    served = client.models.list().data[0]
+    return load(getattr(served, "root", None) or served.id), read_log(_log_text(client))
 
 
-def _log_text() -> str:
-    """The log of the server that connect() finds, by way of its connection file."""
-    url = str(connect(quiet=True).base_url).rstrip("/")
+def _log_text(client: OpenAI) -> str:
+    """The log of the server that the client talks to, by way of its connection file."""
+    url = str(client.base_url).rstrip("/")
     connection = next((c for c in connections.read_all() if c.base_url.rstrip("/") == url), None)
     if connection is None:
         raise OutOfReachError(f"the server at {url} has no connection file here that would name its log.")
