@@ -6,10 +6,10 @@ OPEN ?= yes
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint outputs train clean
+.PHONY: help setup lab test lint outputs train cluster cluster-down clean
 
 help:  ## say what each command does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables: PYTHON=python3.12 (which Python), EXTRA=gpu (for CUDA machines), OPEN=no (no browser)"
 
 setup:  ## make .venv with everything the notebooks need (EXTRA=gpu on a CUDA machine)
@@ -32,6 +32,12 @@ outputs: setup  ## run the notebooks and keep their outputs (NOTEBOOKS=notebooks
 
 train: setup  ## train the small Llama anew (minutes on a GPU, many hours on a CPU)
 	@$(VENV)/python -m helpers.tiny.train
+
+cluster:  ## start a Slurm cluster of 2 nodes with pretend GPUs on this machine, as root (NODES=4 for more)
+	@slurm/testbed/cluster.sh up $(or $(NODES),2)
+
+cluster-down:  ## stop that cluster and remove all it made
+	@slurm/testbed/cluster.sh down
 
 clean:  ## remove what setup and the tests made
 	@rm -rf .venv build .pytest_cache .ruff_cache .hypothesis *.egg-info requirements/vllm-metadata/*.egg-info requirements/vllm-metadata/build
