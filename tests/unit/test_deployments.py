@@ -1,0 +1,239 @@
+"""The sbatch files that ship: Slurm's syntax, the shell's, vLLM's flags, and memory as helpers.memory has it today."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import deployments
+from helpers.deployments import ROOT, DeploymentError, catalogue, find, memory_lines, plan_of, read, shape_of
+from helpers.models import load
+
+SLURM = ROOT / "slurm"
+FILES = sorted(SLURM.glob("*.sbatch"))
+SHIPPED = catalogue()
+MODELS = [name for name in SHIPPED if name != "any-model"]
+SERVERS = [pytest.param(SHIPPED[name], id=name) for name in MODELS]
+# Options of sbatch that the files use; another must be added here by someone who has looked it up.
+OPTIONS = {
+    "--job-name", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--mem", "--time", "--signal",
+    "--output", "--array", "--dependency",
+}  # fmt: skip
+
+
+def by_name(path):
+    return path.name
+
+
+def test_the_models_of_the_issue_are_there():
+    layouts = {(d.shape, d.gpu, d.nodes, d.gpus_per_node, d.tp, d.pp) for d in SHIPPED.values()}
+    assert {
+        ("llama-3.1-8b", "H100", 1, 1, 1, 1),
+        ("llama-3.1-70b", "H100", 1, 4, 4, 1),
+        ("llama-3.1-70b", "H200", 1, 2, 2, 1),
+        ("llama-3.1-405b-fp8", "H200", 1, 4, 4, 1),
+        ("llama-3.1-405b-fp8", "H100", 2, 4, 4, 2),
+        ("llama-3.1-405b", "H100", 4, 4, 4, 4),
+        ("deepseek-r1", "H100", 4, 4, 4, 4),
+        ("deepseek-r1", "H200", 2, 4, 4, 2),
+        ("deepseek-r1-0528", "H100", 4, 4, 4, 4),
+        ("deepseek-r1-0528", "H200", 2, 4, 4, 2),
+        ("minimax-m2.1", "H200", 1, 4, 4, 1),
+        ("qwen2.5-32b", "H100", 1, 1, 1, 1),
+    } <= layouts
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_slurm_reads_every_line_meant_for_it(path):
+    lines = path.read_text().splitlines()
+    meant = [line for line in lines if re.match(r"\s*#\s*sbatch\s+-", line, re.IGNORECASE)]
+    first_command = next(n for n, line in enumerate(lines) if line and not line.startswith("#"))
+    assert meant, "no #SBATCH line at all"
+    assert [line for line in meant if not line.startswith("#SBATCH --")] == [], "to Slurm these are comments"
+    assert all(line in lines[:first_command] for line in meant), "Slurm stops reading at the first command"
+    assert {line.split()[1].partition("=")[0] for line in meant} <= OPTIONS
+    assert f"#SBATCH --job-name={path.stem}" in meant
+    assert "#SBATCH --ntasks-per-node=1" in meant
+    assert re.search(r"^#SBATCH --signal=B:USR1@\d+$", path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_every_file_finds_the_library_in_the_same_way(path):
+    preamble = re.search(r"^: \"\$\{WORKSHOP_ROOT:=.*\n^source .*$", path.read_text(), re.MULTILINE)
+    assert preamble and preamble.group() in (SLURM / "any-model.sbatch").read_text()
+
+
+def test_the_shell_understands_the_files_and_shellcheck_has_no_complaint():
+    scripts = [*FILES, *(SLURM / "lib").glob("*.sh")]
+    for script in scripts:
+        subprocess.run(["bash", "-n", script], check=True)
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
+    assert shellcheck, "shellcheck is part of the requirements"
+    alike = [SHIPPED[name].path for name in MODELS[1:]]  # they source what the first does
+    whole = [*(path for path in FILES if path not in alike), *(SLURM / "sites").glob("*.env")]
+    for options, targets in ((["-x"], whole), (["--exclude=SC1090,SC1091"], alike)):
+        done = subprocess.run([shellcheck, *options, *targets], cwd=ROOT, text=True, capture_output=True)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("deployment", SERVERS)
+def test_the_layout_uses_exactly_the_gpus_asked_for_and_tp_stays_in_a_node(deployment):
+    assert deployment.tp * deployment.pp * deployment.dp == deployment.gpus
+    assert deployment.gpus_per_node % deployment.tp == 0
+
+
+@pytest.mark.parametrize("deployment", SERVERS)
+def test_the_model_fits_with_room_for_four_requests_of_full_length(deployment):
+    plan = plan_of(deployment)
+    assert plan.fits, plan.reason
+    assert plan.max_concurrency >= 4
+    assert deployment.max_model_len <= shape_of(deployment).max_position_embeddings
+
+
+@pytest.mark.parametrize("deployment", SERVERS)
+def test_the_header_says_what_helpers_memory_says_today(deployment):
+    assert f"\n{memory_lines(deployment)}\n# Why: " in deployment.path.read_text(), (
+        "python -m helpers.deployments --write"
+    )
+    assert all(len(line) <= 120 for line in deployment.path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("deployment", SERVERS)
+def test_the_header_computes_the_model_that_is_served(deployment):
+    """What load() knows under the served name must be the shape in the header; it does not know the FP8 checkpoint's."""
+    if deployment.shape != "llama-3.1-405b-fp8":
+        assert load(deployment.model) == shape_of(deployment)
+
+
+def test_headers_that_are_stale_are_named_and_written(tmp_path, monkeypatch, capsys):
+    stale = (SLURM / "llama-3.1-8b.sbatch").read_text().replace("weights 15.0", "weights 16.0")
+    (tmp_path / "slurm").mkdir()
+    path = tmp_path / "slurm" / "llama-3.1-8b.sbatch"
+    path.write_text(stale)
+    monkeypatch.setattr(deployments, "ROOT", tmp_path)
+    monkeypatch.setattr(deployments, "catalogue", lambda: {"llama-3.1-8b": read(path)})
+    assert deployments.main([]) == 1
+    assert "stale: slurm/llama-3.1-8b.sbatch" in capsys.readouterr().out
+    assert deployments.main(["--write"]) == 0
+    assert path.read_text() == (SLURM / "llama-3.1-8b.sbatch").read_text()
+    assert deployments.main([]) == 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_no_flag_that_slows_the_server_down(path):
+    assert "--enforce-eager" not in path.read_text()
+    assert "--disable-custom-all-reduce" not in path.read_text()
+
+
+def vllm_commands(deployment, tmp_path, **variables):
+    """The commands that slurm/lib/serve.sh would start for a deployment, one a node, by running its own start_ranks."""
+    script = """
+        source "$LIBRARY"
+        rank_address() { echo 10.0.0.1; }
+        start_rank() { shift; printf '%s\\n' "$*"; }
+        mapfile -t NODES < <(seq "$COUNT")
+        start_ranks "$@"
+    """
+    environment = {
+        "PATH": "/usr/bin:/bin", "LIBRARY": str(SLURM / "lib" / "serve.sh"), "COUNT": str(deployment.nodes),
+        "MODEL": deployment.model, "SERVED_NAME": "model", "PORT": "10010", "MASTER_PORT": "10011", "RAY_PORT": "10012",
+        "TP": str(deployment.tp), "PP": str(deployment.pp), "DP": "1", "MAX_MODEL_LEN": str(deployment.max_model_len),
+        "API_KEY": "key", "JOB_DIR": str(tmp_path), **variables,
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *deployment.flags], env=environment, text=True, capture_output=True
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def test_the_pinned_vllm_takes_every_flag_with_its_value(tmp_path):
+    """Those of the files and those that slurm/lib adds; Ray's launcher too. One import of vLLM for all."""
+    commands = {
+        (name, n): command for name in MODELS for n, command in enumerate(vllm_commands(SHIPPED[name], tmp_path)[:2])
+    }
+    two_nodes = SHIPPED["llama-3.1-405b-fp8-tp4-pp2-h100"]
+    commands["ray", 0] = vllm_commands(two_nodes, tmp_path, LAUNCHER="ray")[0]
+    assert len(commands) == sum(min(SHIPPED[name].nodes, 2) for name in MODELS) + 1
+    flags = {key: command[command.index("serve") + 2 :] for key, command in commands.items()}
+    code = "import json, sys; from helpers.vllm_flags import check; print(json.dumps([check(f) for f in json.load(sys.stdin)]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps([*flags.values(), ["--max-modle-len", "1"]]), cwd=ROOT, text=True,
+        capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *complaints, wrong = json.loads(done.stdout.splitlines()[-1])
+    assert {key: said for key, said in zip(flags, complaints, strict=True) if said} == {}
+    assert wrong == "vLLM has no flag --max-modle-len: did you mean --max-model-len?"
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_as_slurm_and_the_shell_read_it():
+    d = find("minimax-m2.1-tp4-h200")
+    assert (d.nodes, d.gpus_per_node, d.cpus_per_task, d.memory, d.time) == (1, 4, 32, "400G", "04:00:00")
+    assert (d.model, d.gpu, d.tp, d.pp, d.dp, d.max_model_len) == ("MiniMaxAI/MiniMax-M2.1", "H200", 4, 1, 1, 131072)
+    assert d.flags[-2:] == ["--reasoning-parser", "minimax_m2_append_think"]
+    assert d.title == "MiniMax-M2.1 (229B, 11B active), FP8 as released: TP4 on one node of 4 H200."
+
+
+def test_the_file_for_any_model_takes_its_layout_from_the_job():
+    d = find("any-model").configured(
+        {"MODEL": "Qwen/Qwen2.5-7B-Instruct"}, ["--nodes=2", "--gpus-per-node", "4", "-c16"]
+    )
+    assert (d.nodes, d.gpus_per_node, d.tp, d.pp, d.cpus_per_task) == (2, 4, 4, 2, 16)
+    assert shape_of(d).name == "qwen2.5-7b"
+    assert list(SHIPPED)[-1] == "any-model"
+
+
+def test_variables_replace_the_file_s_and_flags_come_after_them():
+    d = find("deepseek-r1-tp4-pp2-h200").configured(
+        {"TP": "8", "PP": "1", "FLAGS": "--kv-cache-dtype fp8 --max-num-seqs 64"}
+    )
+    assert (d.tp, d.pp) == (8, 1)
+    assert d.flags == ["--reasoning-parser", "deepseek_r1", "--kv-cache-dtype", "fp8", "--max-num-seqs", "64"]
+    assert d.shape == "deepseek-r1"
+    assert plan_of(d).kv_bytes_per_token < plan_of(find("deepseek-r1-tp4-pp2-h200").configured({"TP": "8", "PP": "1"})).kv_bytes_per_token  # fmt: skip
+
+
+def test_another_model_in_the_place_of_the_file_s_is_planned_as_itself():
+    d = find("llama-3.1-70b-tp4-h100").configured({"MODEL": "Qwen/Qwen2.5-7B-Instruct"})
+    assert shape_of(d).name == "qwen2.5-7b"
+
+
+@pytest.mark.parametrize(
+    "name, tp, pp",
+    [("llama-3.1-8b", 1, 1), ("llama-3.1-70b-tp4-h100", 2, 1), ("llama-3.1-405b-tp4-pp4-h100", 1, 4)],
+)
+def test_small_swaps_in_the_small_model_on_a_rank_a_node(name, tp, pp):
+    d = find(name).configured({"SMALL": "1"})
+    assert (d.tp, d.pp, d.is_small) == (tp, pp, True)
+    assert shape_of(d).num_hidden_layers == 8 and d.flags == []
+
+
+def test_a_name_that_comes_near_is_told_what_was_meant():
+    with pytest.raises(
+        DeploymentError, match=r"no deployment 'llama-3\.1-70b-tp4': did you mean .*llama-3\.1-70b-tp4-h100"
+    ):
+        find("llama-3.1-70b-tp4")
+    with pytest.raises(DeploymentError, match="choose .*qwen2.5-32b"):
+        find("falcon")
+
+
+@pytest.mark.parametrize("value", ["0", "four", "-1", "2.5"])
+def test_a_size_that_is_none_is_refused(value):
+    with pytest.raises(DeploymentError, match="TP is .*whole number above 0"):
+        find("llama-3.1-8b").configured({"TP": value})
+
+
+def test_a_file_without_nodes_is_refused(tmp_path):
+    (tmp_path / "x.sbatch").write_text("#!/bin/bash\n# SBATCH --nodes=1\nserve\n")
+    with pytest.raises(DeploymentError, match="has no line #SBATCH --nodes=N"):
+        read(tmp_path / "x.sbatch")
+    with pytest.raises(DeploymentError, match="There is no file"):
+        read(tmp_path / "y.sbatch")
