@@ -9,12 +9,14 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
 
 import httpx2
 import openai
 from openai import DefaultHttpxClient, OpenAI
 
-from helpers import connections, doctor, server
+from helpers import connections, doctor, jobs, queue, server
 from helpers.connections import READY, Connection, home
 from helpers.errors import WorkshopError
 
@@ -68,6 +70,8 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
             failure = WrongKeyError if refused else failure
             if refused or source != "the default address":
                 cause = explain(error) if isinstance(error, openai.APIError) else NOT_VLLM
+                if connection.job_id and isinstance(error, openai.APIConnectionError):
+                    cause = _unreachable(connection)
                 problems.append(f"{connection.base_url} ({source}): {cause}")
             continue
         if not quiet:
@@ -76,16 +80,25 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
         return client
     if os.environ.get("VLLM_BASE_URL"):
         raise failure(" ".join([*problems, "Correct VLLM_BASE_URL and VLLM_API_KEY, or unset both."]))
+    coming, failed = _jobs()
     if start:
+        if (coming or failed) and not quiet:
+            print(*coming, *failed, "Here is a small server on this machine instead.")
         server.start(quiet=quiet)
         return connect(quiet=quiet, timeout=timeout)
+    if coming:
+        raise failure(" ".join([*problems, *coming, "`slurm.wait()` from helpers waits for it."]))
+    problems += failed if not problems else []
     places = f"VLLM_BASE_URL is not set, {home() / 'servers'} names no server, and {LOCALHOST} does not answer."
     raise failure(" ".join([*(problems or ["No server found:", places]), START_ONE]))
 
 
 def _client(connection: Connection, timeout: float) -> OpenAI:
-    """No retries: a request that timed out is still being computed, and a second one would only add to the load."""
-    http = DefaultHttpxClient(limits=LIMITS, timeout=timeout)
+    """No retries: a request that timed out is still being computed, and a second one would only add to the load.
+
+    A server that a connection file names is on this machine or cluster, where a proxy would only be in the way.
+    """
+    http = DefaultHttpxClient(limits=LIMITS, timeout=timeout, trust_env=not connection.node)
     return OpenAI(
         base_url=connection.base_url, api_key=connection.api_key, timeout=timeout, max_retries=0, http_client=http
     )
@@ -98,18 +111,65 @@ def _try_one_token(client: OpenAI) -> str:
 
 
 def _still_starting(connection: Connection) -> str:
+    if status := _job_status(connection):
+        return f"{_sentence(status)}; its log is {connection.log}."
     return f"The server at {connection.base_url} did not get ready; its log is {connection.log}."
 
 
 def _obituary(connection: Connection) -> str:
-    """Why a dead server died, by its log; its connection file is removed."""
+    """Why a dead server died, by its log or its Slurm job; its connection file is removed."""
     connection.remove()
+    if connection.job_id and (status := _job_status(connection)):
+        return f"The server at {connection.base_url} is gone: {str(status).rstrip('.')}."
     try:
         with open(connection.log, errors="replace") as log:
             cause = doctor.diagnose(log.read())
     except OSError:
         cause = "its log is gone."
     return f"The server at {connection.base_url} has died: {cause}"
+
+
+def _job_status(connection: Connection) -> jobs.Status | None:
+    """Where the server's job stands; None for a server without a job, or when Slurm does not say."""
+    try:
+        return jobs.status(connection.job_id) if connection.job_id and queue.is_here() else None
+    except WorkshopError:
+        return None
+
+
+def _sentence(status: jobs.Status) -> str:
+    text = str(status).rstrip(".")
+    return text[0].upper() + text[1:]
+
+
+def _unreachable(connection: Connection) -> str:
+    if status := _job_status(connection):
+        return (
+            f"{_sentence(status)}, and cannot be reached from here. Run this notebook on the cluster that runs the job."
+        )
+    return f"Nothing answers at this address, and whether job {connection.job_id} still runs is not known here: ask `squeue`."
+
+
+def _jobs() -> tuple[list[str], list[str]]:
+    """Sentences on this user's deployments: those on their way, and, when there is none, the last one if it failed lately."""
+    if not queue.is_here():
+        return [], []
+    try:
+        found = jobs.mine(ended=True, patience=5)
+        statuses = [jobs.assess(jobs.handle(record), record) for record in found if not record.is_over]
+        coming = [status for status in statuses if status.phase in jobs.PHASES and status.phase != jobs.READY]
+        if coming or not found or not _ended_lately(found[0]):
+            return [f"{_sentence(status)}." for status in coming], []
+        last = jobs.assess(jobs.handle(found[0]), found[0])
+        return [], [f"{_sentence(last)}."] if last.phase == jobs.FAILED else []
+    except queue.SlurmError:
+        return [], []
+
+
+def _ended_lately(record: queue.Record, minutes: float = 60) -> bool:
+    with suppress(ValueError):
+        return record.is_over and (datetime.now() - datetime.fromisoformat(record.end)).total_seconds() < minutes * 60
+    return False
 
 
 def _becomes_ready(connection: Connection, wait: float, quiet: bool) -> bool:
@@ -121,9 +181,16 @@ def _becomes_ready(connection: Connection, wait: float, quiet: bool) -> bool:
         if connection.state == READY:
             return True
         if not quiet:
-            print(f"\rThe server is still starting ({time.monotonic() - started:.0f} s)", end="", flush=True)
+            print(f"\r{_how_far(connection)} ({time.monotonic() - started:.0f} s)   ", end="", flush=True)
         time.sleep(0.5)
     return False
+
+
+def _how_far(connection: Connection) -> str:
+    if not connection.job_id:
+        return "The server is still starting"
+    phase, percent = jobs.phase_of(jobs.tail(Path(connection.log)))
+    return f"Job {connection.job_id} is {phase}" + ("" if percent is None else f" {percent}%")
 
 
 def explain(error: Exception) -> str:

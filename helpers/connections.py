@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from helpers import queue
+
 STARTING, READY = "starting", "ready"
 
 
@@ -59,13 +61,25 @@ class Connection:
         self.path.unlink(missing_ok=True)
 
     def is_gone(self) -> bool:
-        """True when its process is known to have ended; a server on another node is never known to be gone."""
+        """True when its process or its Slurm job is known to have ended; what cannot be asked is not called gone."""
+        if self.job_id:
+            return _job_is_over(self.job_id, self.node)
         if self.node != socket.gethostname() or self.pid is None:
             return False
         try:
             return psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
+
+
+def _job_is_over(job: str, node: str) -> bool:
+    """Slurm answers, and knows no such running job. A Slurm that does not know the node is another cluster's."""
+    if not queue.is_here():
+        return False
+    try:
+        return queue.job_state(job) not in queue.RUNNING and queue.knows_node(node)
+    except queue.SlurmError:
+        return False
 
 
 def read(path: Path | str) -> Connection:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from helpers import connections
+from helpers import connections, queue
 
 GIB = 2**30
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -89,8 +89,12 @@ def gpus() -> Finding:
 def slurm() -> Finding:
     if not shutil.which("sbatch"):
         return Finding("Slurm", NOTE, "no sbatch here", "log in to a cluster to deploy on its GPUs")
-    done = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=False)
-    return Finding("Slurm", OK, done.stdout.strip())
+    try:
+        names = queue.partitions()
+    except queue.SlurmError as error:
+        said, _, mend = str(error).partition(": ")
+        return Finding("Slurm", NOTE, said, mend.rstrip("."))
+    return Finding("Slurm", OK, f"partitions {', '.join(names)}")
 
 
 def server() -> Finding:

@@ -8,6 +8,7 @@ system tells vLLM to stop. `server.start` runs it and reads what it prints: phas
 import argparse
 import ctypes
 import os
+import re
 import secrets
 import signal
 import socket
@@ -43,6 +44,8 @@ PHASES = [  # what the log says -> what we say; the last one found holds
 ]
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 LOGS_KEPT = 20
+OUR_LOG = re.compile(r"\d{8}-\d{6}-\d+\.log")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def prctl(option: int, value: int) -> None:
@@ -74,7 +77,8 @@ def new_log(port: int) -> Path:
     """An empty log for this server, readable by its owner alone; the oldest of many are removed."""
     folder = home() / "logs"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for old in sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)[: -LOGS_KEPT + 1]:
+    ours = [path for path in folder.glob("*.log") if OUR_LOG.match(path.name)]  # Slurm jobs keep theirs there too
+    for old in sorted(ours, key=lambda path: path.stat().st_mtime)[: -LOGS_KEPT + 1]:
         old.unlink(missing_ok=True)
     path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{port}.log"
     path.touch(mode=0o600)
@@ -83,8 +87,9 @@ def new_log(port: int) -> Path:
 
 def launch(connection: Connection, model: str, port: int, flags: list[str], scratch: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--host", HOST, "--port", str(port)]
-    command += ["--served-model-name", connection.model, *FLAGS, *flags]
+    command += ["--served-model-name", connection.model, "--middleware", "helpers.guard.RequireKey", *FLAGS, *flags]
     environment = {**ENVIRONMENT, **os.environ, "VLLM_API_KEY": connection.api_key, "TMPDIR": scratch}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # the guard
     with open(connection.log, "w") as log:
         return subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
@@ -100,6 +105,7 @@ def answers(connection: Connection) -> bool:
             headers={"Authorization": f"Bearer {connection.api_key}"},
             json={"model": connection.model, "prompt": "Hello", "max_tokens": 1},
             timeout=30,
+            trust_env=False,  # a proxy cannot reach our loopback
         )
     except httpx.TransportError:
         return False

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -101,6 +102,25 @@ def test_a_wrong_key_is_named(live_server, monkeypatch):
             connect(quiet=True)
     monkeypatch.setenv("VLLM_API_KEY", live_server.connection.api_key)
     assert connect(quiet=True).models.list().data[0].id == MODEL_NAME
+
+
+@pytest.mark.parametrize(
+    ("method", "route"),
+    [("POST", "/invocations"), ("POST", "/tokenize"), ("POST", "/v1/completions"), ("GET", "/metrics"), ("GET", "/docs")],
+)  # fmt: skip
+def test_every_route_but_health_asks_for_the_key(live_server, method, route):
+    """vLLM's own --api-key guards /v1 alone."""
+    address = live_server.connection.base_url.removesuffix("/v1")
+    body = {"model": MODEL_NAME, "prompt": "Hello", "max_tokens": 1} if method == "POST" else None
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer schl\xfcssel"}):
+        assert httpx.request(method, address + route, json=body, headers=encoded(headers)).status_code == 401
+    headers = {"Authorization": f"Bearer {live_server.connection.api_key}"}
+    assert httpx.request(method, address + route, json=body, headers=headers).status_code == 200
+    assert httpx.get(f"{address}/health").status_code == 200
+
+
+def encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
 
 
 @pytest.mark.parametrize(

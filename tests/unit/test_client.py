@@ -7,14 +7,18 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 
 import httpx
 import openai
 import pytest
+from test_queue import commands
 
-from helpers import client
+from helpers import client, queue
 from helpers.client import NoServerError, connect, explain
 from helpers.connections import Connection
+from helpers.jobs import Job
+from helpers.queue import SEPARATOR
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +26,7 @@ def home(tmp_path, monkeypatch):
     """No server known, and none at the default address either: port 9 is the discard service, which nobody runs."""
     monkeypatch.setenv("WORKSHOP_HOME", str(tmp_path))
     monkeypatch.setattr(client, "LOCALHOST", "http://localhost:9/v1")
+    monkeypatch.setattr(queue, "is_here", lambda: False)
     return tmp_path
 
 
@@ -127,6 +132,118 @@ def test_a_server_that_dies_while_starting_gets_its_obituary(home):
     threading.Timer(1, starting.kill).start()
     assert "has died: the disk is full" in complaint(wait=60)
     starting.wait()
+
+
+# --- servers that are Slurm jobs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Sets what squeue says of job 12, in the form of the real one; by then the cluster has a node1."""
+    monkeypatch.setattr(queue, "_states", {})
+    monkeypatch.setattr(queue, "is_here", lambda: True)
+    script = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "slurm", "any-model.sbatch")
+
+    def says(state: str, reason: str = "None", nodes: str = "node1", end: str = "2026-11-20T14:57:28") -> None:
+        times = ["2026-11-20T14:57:28"] * 2 + [end] if nodes else ["2026-11-20T14:57:28", "N/A", "N/A"]
+        values = ["12", "12", str(os.getuid()), state, reason, "gpu", *times, "1:00", nodes, "any-model", script]
+        (tmp_path / "squeue-says").write_text(SEPARATOR.join(values) if state else "")
+
+    says("")
+    commands(
+        tmp_path,
+        monkeypatch,
+        squeue=f"cat {tmp_path}/squeue-says",
+        sinfo="echo node1",
+        sacct="exit 1",
+        scontrol="exit 1",
+    )
+    return says
+
+
+def a_job(home, state="ready", **files: str) -> Connection:
+    folder = Job("12").folder
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / {"rank": "rank-0.log"}.get(name, name)).write_text(text)
+    connection = a_connection(folder / "rank-0.log", node="node1", job_id="12", pid=None, state=state)
+    connection.write()
+    return connection
+
+
+def test_a_job_that_is_over_is_buried_with_its_cause(home, slurm):
+    connection = a_job(home, outcome="failed: a GPU ran out of memory. Lower MAX_MODEL_LEN.")
+    slurm("FAILED", "NonZeroExitCode")
+    text = complaint()
+    assert "is gone: job 12 (any-model) has failed: a GPU ran out of memory. Lower MAX_MODEL_LEN." in text
+    assert not connection.path.exists() and ".." not in text
+
+
+def test_a_job_that_runs_and_is_out_of_reach_is_kept(home, slurm):
+    connection = a_job(home)
+    slurm("RUNNING")
+    text = complaint()
+    assert "Job 12 (any-model) is ready" in text and "cannot be reached from here" in text
+    assert connection.path.exists()
+
+
+def test_nothing_is_guessed_when_slurm_does_not_answer(home, slurm, monkeypatch, tmp_path):
+    connection = a_job(home)
+    commands(tmp_path, monkeypatch, squeue="echo Unable to contact >&2; exit 1")
+    assert "whether job 12 still runs is not known" in complaint()
+    assert connection.path.exists()
+
+
+def test_a_job_that_is_starting_is_waited_for_and_its_phase_told(home, slurm, capsys):
+    a_job(
+        home,
+        state="starting",
+        rank="Starting to load model\nLoading safetensors checkpoint shards:  40% Completed | 2/5",
+    )
+    slurm("RUNNING")
+    with pytest.raises(NoServerError, match=r"Job 12 \(any-model\) is loading weights 40%; its log is"):
+        connect(wait=1)
+    assert "Job 12 is loading weights 40% (0 s)" in capsys.readouterr().out
+
+
+def test_a_job_that_ends_while_starting_is_not_waited_for(home, slurm):
+    a_job(home, state="starting", outcome="failed: the port is taken. Unset PORT.")
+    slurm("RUNNING")
+    threading.Timer(0.5, slurm, ("FAILED",)).start()
+    started = time.monotonic()
+    assert "has failed: the port is taken. Unset PORT." in complaint(wait=60)
+    assert time.monotonic() - started < 15
+
+
+def test_a_job_in_the_queue_is_told_instead_of_no_server(home, slurm):
+    slurm("PENDING", "Priority", nodes="")
+    text = complaint()
+    assert text.startswith("Job 12 (any-model) is pending: jobs of higher priority go first.")
+    assert "slurm.wait()" in text and "make lab" not in text
+
+
+def test_a_job_that_failed_lately_is_told_instead_of_no_server(home, slurm):
+    a_job(home, outcome="failed: the port is taken. Unset PORT.").remove()
+    slurm("FAILED", "NonZeroExitCode")
+    assert "No server found" in complaint(), "it ended long ago"
+    slurm("FAILED", "NonZeroExitCode", end=datetime.now().isoformat(timespec="seconds"))
+    text = complaint()
+    assert text.startswith("Job 12 (any-model) has failed: the port is taken. Unset PORT. Start one with")
+
+
+def test_a_proxy_is_for_servers_outside(monkeypatch, home):
+    """Nodes of a cluster often have one in the environment, which reaches no other node."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), ClosesIdleConnections) as near:
+        threading.Thread(target=near.serve_forever, daemon=True).start()
+        named = {"model": "tiny", "api_key": "k", "log": ""}
+        client._client(Connection(f"http://127.0.0.1:{near.server_port}/v1", node="node1", **named), 5).models.list()
+        with pytest.raises(openai.APIConnectionError):
+            client._client(Connection(f"http://127.0.0.1:{near.server_port}/v1", **named), 5).models.list()
+        near.shutdown()
+
+
+# --- what an error of a request means ------------------------------------------------------------------------------
 
 
 REQUEST = httpx.Request("POST", "http://x/v1")

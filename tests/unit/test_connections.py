@@ -9,9 +9,11 @@ import sys
 import time
 
 import pytest
+from test_queue import SQUEUE, commands
 
-from helpers import connections
+from helpers import connections, queue
 from helpers.connections import READY, Connection, read, read_all
+from helpers.queue import SEPARATOR
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +97,28 @@ def test_a_process_that_ended_is_gone_also_as_a_zombie():
 def test_what_cannot_be_known_is_not_called_gone():
     assert not make(pid=2**22 - 1, node="another-node").is_gone()
     assert not make(pid=None).is_gone()
+
+
+@pytest.mark.parametrize(
+    ("squeue", "sinfo", "gone"),
+    [
+        ("cat {lines}", "echo node1", False),
+        ("cat {lines} | sed s/RUNNING/COMPLETING/", "echo node1", False),
+        ("cat {lines} | sed s/RUNNING/CANCELLED/", "echo node1", True),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", "echo node1", True),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", "true", False),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", "echo node1", False),
+        ("cat {lines} | sed s/RUNNING/CANCELLED/", "exit 1", False),
+    ],
+    ids=["runs", "ends", "cancelled", "forgotten", "another cluster's", "squeue fails", "sinfo fails"],
+)
+def test_a_job_is_gone_only_when_slurm_says_so(tmp_path, monkeypatch, squeue, sinfo, gone):
+    (tmp_path / "lines").write_text(SQUEUE.splitlines()[2].replace("|", SEPARATOR))
+    commands(tmp_path, monkeypatch, squeue=squeue.format(lines=tmp_path / "lines"), sinfo=sinfo)
+    monkeypatch.setattr(queue, "_states", {})
+    assert make(job_id="33", node="node1", pid=None).is_gone() is gone
+
+
+def test_without_slurm_a_job_is_never_called_gone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not make(job_id="33", node="node1").is_gone()

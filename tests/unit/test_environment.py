@@ -71,8 +71,13 @@ def test_gpus_and_slurm_are_read_from_their_commands(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment.gpus().state == NOTE and environment.slurm().state == NOTE
     command(tmp_path, "nvidia-smi", 'echo "NVIDIA H100, 81559 MiB"; echo "NVIDIA H100, 81559 MiB"')
-    command(tmp_path, "sbatch", "echo slurm 24.05")
-    assert environment.gpus().found.count("H100") == 2 and environment.slurm().found == "slurm 24.05"
+    command(tmp_path, "sbatch", "exit 0")
+    assert environment.gpus().found.count("H100") == 2
+    assert environment.slurm().state == NOTE and "no sinfo here" in environment.slurm().found
+    command(tmp_path, "sinfo", "printf 'debug\\ngpu*\\n'")
+    assert (environment.slurm().state, environment.slurm().found) == (OK, "partitions gpu, debug")
+    command(tmp_path, "sinfo", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert environment.slurm().state == NOTE and "cannot be reached" in environment.slurm().found
     command(tmp_path, "nvidia-smi", "exit 9")
     assert environment.gpus().state == PROBLEM and "driver" in environment.gpus().mend
 
