@@ -6,7 +6,7 @@ OPEN ?= yes
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint outputs train cluster cluster-down clean
+.PHONY: help setup lab test lint doctor outputs train cluster cluster-down clean
 
 help:  ## say what each command does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,14 +18,18 @@ setup:  ## make .venv with everything the notebooks need (EXTRA=gpu on a CUDA ma
 lab: setup  ## start a vLLM server and JupyterLab at the first lesson; Ctrl-C ends both
 	@$(VENV)/python -m helpers.lab --open $(OPEN)
 
-test:  ## set up what the tests need and run every check
+test:  ## set up what the tests need and run every check (TESTS="tests/unit tests/notebooks" for some of them)
 	@$(PYTHON) requirements/install.py $(EXTRA) dev
 	@$(VENV)/ruff check -q . && $(VENV)/ruff format -q --check .
-	@$(VENV)/python -m pytest
+	@$(VENV)/python -m pytest $(TESTS)
 
 lint:  ## check the style of code and notebooks, and mend what can be mended
 	@$(PYTHON) requirements/install.py $(EXTRA) dev
 	@$(VENV)/ruff check --fix . && $(VENV)/ruff format .
+
+doctor:  ## say what this machine lacks and, where Slurm is, how your newest deployment is doing
+	@$(PYTHON) -m helpers.environment
+	@! command -v squeue >/dev/null || $(PYTHON) -m helpers.slurm doctor
 
 outputs: setup  ## run the notebooks and keep their outputs (NOTEBOOKS=notebooks/03... for some of them)
 	@$(VENV)/python -m helpers.outputs $(NOTEBOOKS)

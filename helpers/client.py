@@ -208,6 +208,8 @@ def explain(error: Exception) -> str:
         return f"Prompt and answer do not fit in the model's context. Shorten the prompt or lower max_tokens. The server said: {text}"
     if isinstance(error, openai.BadRequestError):
         return f"The server refuses this request: {text}"
+    if "after shutdown" in text:  # vLLM 0.32: cannot schedule new futures after shutdown
+        return "The server is stopping: it finishes what it has and takes nothing new. Start another, or wait for the next."
     return f"The server failed: {text}"
 
 

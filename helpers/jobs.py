@@ -215,6 +215,8 @@ def read_outcome(job: Job) -> tuple[str, str] | None:
 
 def diagnose(job: Job, record: Record | None = None) -> Diagnosis:
     """The doctor's opinion. Raises doctor.NothingToReadError when neither the job nor Slurm has left a word."""
+    if record and record.waits:
+        return Diagnosis("pending", f"the job waits in the queue: {why_it_waits(record)}")
     state = f"{record.state} {record.reason}" if record else None
     return doctor.examine(job.folder, slurm_log=slurm_log(job), state=state)
 

@@ -1,7 +1,9 @@
-"""Figures of the set-up and the start, printed and not judged:  python -m tests.benchmarks [--setup] [--pairs 3]
+"""Figures of the set-up and the start, printed and not judged:  python -m tests.benchmarks [--setup] [--slurm] [--pairs 3]
 
 Server: `helpers.server.start` against a bare `vllm serve` with the same flags, one after the other in turns, each timed
 until it answers one completion. With --setup also: requirements/install.py against the bare `pip install` of its pins.
+With --slurm, as root: slurm/any-model.sbatch on the test cluster, from sbatch to its connection file, against the same
+`vllm serve` typed on the node; and how long after its first answer the connection file said ready.
 """
 
 import argparse
@@ -68,6 +70,51 @@ def bare_setup() -> float:
     )
 
 
+def asked(connection: Connection) -> float:
+    """The moment at which the server first answers."""
+    while not keeper.answers(connection):
+        time.sleep(0.02)
+    return time.monotonic()
+
+
+def slurm(pairs: int) -> None:
+    """Jobs and bare servers in turns on one node of a cluster that is up (`make cluster NODES=4`)."""
+    sys.path.insert(0, str(ROOT / "tests/slurm"))
+    from testbed import Cluster, until
+
+    lags = []
+    with TemporaryDirectory() as folder:
+        os.environ["WORKSHOP_HOME"] = folder
+        cluster = Cluster(folder)
+
+        def job() -> float:
+            started = time.monotonic()
+            ours = cluster.submit("any-model", "--nodelist=node1")
+            answered = asked(until("the job's port", 60, ours.connection))
+            ours.ready()
+            ready = time.monotonic()
+            lags.append(ready - answered)
+            ours.cancel()
+            ours.ended()
+            return ready - started
+
+        def typed() -> float:
+            command = (cluster.jobs[-1].folder / "command").read_text().split()
+            command[0], port = f"{sys.prefix}/bin/vllm", command[command.index("--port") + 1]
+            environment = {**os.environ, "VLLM_API_KEY": "none", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(ROOT)}
+            started = time.monotonic()
+            process = cluster.on_node(
+                "node1", *command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            answered = asked(Connection(f"http://10.77.0.11:{port}/v1", MODEL_NAME, "none", ""))
+            process.terminate()
+            process.wait()
+            return answered - started
+
+        compare("job ready", job, typed, pairs)
+    print("ready after the first answer: " + ", ".join(f"{lag:.2f} s" for lag in lags))
+
+
 def compare(title: str, one: Callable[[], float], other: Callable[[], float], pairs: int) -> None:
     times = [(one(), other()) for _ in range(pairs)]
     for mine, theirs in times:
@@ -80,7 +127,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--setup", action="store_true", help="also compare the set-up: minutes for each pair")
+    parser.add_argument("--slurm", action="store_true", help="also compare a Slurm job: as root, on the test cluster")
     options = parser.parse_args()
     compare("server ready", ours, bare, options.pairs)
+    if options.slurm:
+        slurm(options.pairs)
     if options.setup:
         compare("set-up", our_setup, bare_setup, pairs=1)

@@ -9,12 +9,12 @@ import pytest
 OURS = TemporaryDirectory(prefix="workshop-tests-")
 FOLDERS = ["WORKSHOP_HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"]
 os.environ.update({name: f"{OURS.name}/{name.lower()}" for name in FOLDERS})  # kernels and servers inherit them
-for name in ("VLLM_BASE_URL", "VLLM_API_KEY"):
+for name in ("VLLM_BASE_URL", "VLLM_API_KEY", "SLURM_CONF", "WORKSHOP_SITE"):  # tests that need them set them
     os.environ.pop(name, None)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would ours
 
-ORDER = ["unit", "notebooks", "server"]  # the fast ones first
+ORDER = ["unit", "notebooks", "server", "labs", "slurm"]  # the fast ones first
 
 
 def pytest_collection_modifyitems(items):

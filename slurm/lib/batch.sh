@@ -3,11 +3,9 @@
 
 run_batch() { # run_batch INPUT OUTPUT: OUTPUT appears when it is whole
     local status part=$2.part
-    mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     : "${DP:=1}" "${SERVED_NAME:=${MODEL##*/}}"
-    trap finish EXIT
+    finish_on_every_exit
     trap 'fail "the time limit came before the end. Give the job more --time, or split $INPUT into smaller files."' USR1
-    trap 'OUTCOME="cancelled: Slurm ended the job, by scancel or at its time limit"; exit 143' TERM INT HUP
     ((${#NODES[@]} == 1)) || fail "A batch runs on one node and the job has ${#NODES[@]}. Leave --nodes at 1."
     [[ -s $1 ]] || fail "$1 is missing or empty on $(hostname). Name a file of requests on shared storage in INPUT."
     check_layout

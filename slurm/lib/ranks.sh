@@ -1,5 +1,7 @@
 # Start, watch and end one command per node; sourced by job.sh.
 # shellcheck shell=bash
+mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+PHASE=starting CONNECTION="" AUTH=""
 RANK_PIDS=() # the srun of each rank; a rank is a node here: vLLM starts one process per GPU by itself
 
 start_rank() { # start_rank RANK COMMAND...: on the RANK-th node of the job, logged to rank-RANK.log
@@ -22,7 +24,7 @@ check_ranks() { # ends the job when a rank has ended
         unset "RANK_PIDS[rank]"
         what="rank $rank on ${NODES[rank]} ended with status $status while $PHASE"
         say "$what; its log: $JOB_DIR/rank-$rank.log"
-        end_ranks 2 # quickly; what the others say on their way out may be part of the story
+        end_ranks # what the others say on their way out may be part of the story
         fail "$what: $(likely_cause)"
     done
 }
@@ -35,11 +37,27 @@ likely_cause() { # the doctor's sentence; without Python or a known cause, where
     echo "the cause is unknown; read the end of the logs in $JOB_DIR."
 }
 
-end_ranks() { # end_ranks SECONDS: ask every rank to end, kill what has not ended by then
-    local pid deadline=$((SECONDS + $1))
+end_ranks() { # ask every rank to end, kill what has not ended by then; Slurm itself leaves us 30 s (KillWait)
+    local pid deadline=$((SECONDS + 16))
     ! any_rank_alive || scancel --quiet --signal=TERM "$SLURM_JOB_ID" # to the ranks, not to this script
     while ((SECONDS < deadline)) && any_rank_alive; do sleep 0.1; done
     for pid in "${RANK_PIDS[@]}"; do kill -TERM "$pid" 2>/dev/null; done # srun then kills its tasks
+}
+
+finish_on_every_exit() { # what a job that starts ranks says first
+    trap finish EXIT
+    trap 'OUTCOME="cancelled: Slurm ended the job, by scancel or at its time limit"; exit 143' TERM INT HUP
+}
+
+finish() { # ranks, connection file and key go; the outcome stays
+    trap '' USR1 TERM INT HUP
+    rm -f "$CONNECTION" "$AUTH"
+    end_ranks
+    wait
+    if [[ ! -f $JOB_DIR/outcome ]]; then
+        echo "${OUTCOME:-finished}" >"$JOB_DIR/outcome"
+        say "${OUTCOME:-finished}"
+    fi
 }
 
 any_rank_alive() {

@@ -1,7 +1,6 @@
 # serve: stand up a vLLM server on the nodes of this job, tell where it is, watch it, and end it cleanly; sourced by job.sh.
 # shellcheck shell=bash
 : "${DRAIN_SECONDS:=100}" # how long requests in flight may take when the time limit nears; --signal gives 120 s in all
-PHASE=starting CONNECTION="" AUTH=""
 
 # shellcheck disable=SC2120 # flags are optional
 serve() { # serve [vLLM flags]: returns never; the job ends when the server does
@@ -21,11 +20,9 @@ bench_serve() { # bench_serve [flags of vllm bench serve]: measure our server fr
 }
 
 start_server() {
-    mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     : "${DP:=1}" "${SERVED_NAME:=${MODEL##*/}}"
-    trap finish EXIT
+    finish_on_every_exit
     trap drain USR1
-    trap 'OUTCOME="cancelled: Slurm ended the job, by scancel or at its time limit"; exit 143' TERM INT HUP
     command -v curl >/dev/null || fail "No curl on $(hostname); load a module that brings it (SITE_MODULES)."
     check_layout
     find_model
@@ -117,6 +114,7 @@ write_connection() { # write_connection STATE: the file by which notebooks find 
 
 drain() { # the time limit nears: no new clients, finish what is in flight, end
     trap '' USR1
+    # shellcheck disable=SC2034 # for finish
     OUTCOME="finished: stopped before the time limit, after the requests in flight"
     rm -f "$CONNECTION"
     [[ $PHASE == serving ]] || exit 0
@@ -125,15 +123,4 @@ drain() { # the time limit nears: no new clients, finish what is in flight, end
     local deadline=$((SECONDS + DRAIN_SECONDS + 5))
     while is_alive "${RANK_PIDS[0]}" && ((SECONDS < deadline)); do sleep 0.2; done
     exit 0
-}
-
-finish() { # on every way out
-    trap '' USR1 TERM INT HUP
-    rm -f "$CONNECTION" "$AUTH"
-    end_ranks 15
-    wait
-    if [[ ! -f $JOB_DIR/outcome ]]; then
-        echo "${OUTCOME:-finished}" >"$JOB_DIR/outcome"
-        say "${OUTCOME:-finished}"
-    fi
 }

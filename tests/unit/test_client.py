@@ -263,6 +263,7 @@ def status_error(kind: type, code: int, message: str) -> openai.APIStatusError:
         (status_error(openai.BadRequestError, 400, "maximum context length is 2048"), "Shorten the prompt"),
         (status_error(openai.BadRequestError, 400, "temperature must be"), "refuses this request: temperature must be"),
         (status_error(openai.InternalServerError, 500, "EngineDeadError"), "The server failed: EngineDeadError"),
+        (status_error(openai.InternalServerError, 500, "cannot schedule new futures after shutdown"), "is stopping"),
     ],
 )
 def test_every_error_of_a_request_has_its_sentence(error, meaning):

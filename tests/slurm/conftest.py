@@ -1,0 +1,33 @@
+"""The test cluster, up for the whole run; jobs of a test module end with it."""
+
+import subprocess
+
+import pytest
+from testbed import NODES, STATE, TESTBED, Cluster, until
+
+
+@pytest.fixture(scope="session")
+def testbed():
+    """Brings the cluster up; a machine that cannot have one fails here, in plain words. Left as it was found."""
+    was_up = STATE.exists()
+    size = (STATE / "nodes").read_text().strip() if was_up else str(NODES)
+    assert size == str(NODES), f"a cluster of {size} nodes is up, the tests need {NODES}: make cluster-down first"
+    done = subprocess.run([str(TESTBED), "up", str(NODES)], text=True, capture_output=True, timeout=600, check=False)
+    assert done.returncode == 0, f"no test cluster: {done.stdout}{done.stderr}"
+    yield
+    if not was_up:
+        subprocess.run([str(TESTBED), "down"], check=True, timeout=120, capture_output=True)
+        assert not STATE.exists()
+
+
+@pytest.fixture(scope="module")
+def cluster(testbed, tmp_path_factory):
+    """The cluster, from a folder of its own; every job submitted through it is cancelled at the end."""
+    ours = Cluster(tmp_path_factory.mktemp("submitted"))
+    yield ours
+    for job in ours.jobs:
+        job.cancel()
+    for job in ours.jobs:
+        job.ended()
+    if not ours.run("squeue", "--noheader").stdout:  # nobody else uses the cluster
+        until(ours.strangers, 15, lambda: not ours.strangers())

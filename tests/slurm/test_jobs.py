@@ -1,0 +1,90 @@
+"""The other files that ship, and the ways in which people submit: from any folder, by a path with blanks, with Ray."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from testbed import ROOT
+
+from helpers import deployments
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "slurm").glob("*.sbatch"))])
+def test_slurm_takes_every_file(cluster, name):
+    """As it ships, with its own nodes, GPUs, cores, memory and time."""
+    done = cluster.run("sbatch", "--test-only", ROOT / "slurm" / f"{name}.sbatch")
+    wanted = deployments.read(ROOT / "slurm" / f"{name}.sbatch").nodes
+    assert f"on {wanted} nodes" in done.stderr or "to start at" in done.stderr
+
+
+def test_offline_batch(cluster):
+    question = {"messages": [{"role": "user", "content": "What is the KV cache?"}], "model": "tiny-llama"}
+    body = {**question, "max_tokens": 40, "temperature": 0}
+    lines = [{"custom_id": f"q{i}", "method": "POST", "url": "/v1/chat/completions", "body": body} for i in range(5)]
+    (cluster.folder / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job = cluster.submit("offline_batch", MODEL=str(ROOT / "helpers/tiny/model"), INPUT=f"{cluster.folder}/in.jsonl")
+    assert job.ended(180).startswith("finished"), job
+    answers = [json.loads(line) for line in (cluster.folder / "in.answers.jsonl").read_text().splitlines()]
+    assert sorted(answer["custom_id"] for answer in answers) == [line["custom_id"] for line in lines]
+    texts = {answer["response"]["body"]["choices"][0]["message"]["content"] for answer in answers}
+    assert len(texts) == 1 and len(texts.pop()) > 40
+    job.nothing_left()
+
+
+def test_offline_batch_without_input(cluster):
+    job = cluster.submit("offline_batch", INPUT="/no/such.jsonl")
+    assert "/no/such.jsonl is missing or empty" in job.ended()
+    job.nothing_left()
+
+
+def test_benchmark(cluster):
+    job = cluster.submit("benchmark", CONCURRENCIES="1 4", ROUNDS="2", INPUT_LEN="64", OUTPUT_LEN="16")
+    assert job.ended(240) == "finished", job
+    rows = [json.loads(path.read_text()) for path in sorted(cluster.folder.glob(f"benchmark-{job.id}/*.json"))]
+    assert [row["max_concurrency"] for row in rows] == [1, 4]
+    assert [row["completed"] for row in rows] == [2, 8]
+    assert all(row["output_throughput"] > 0 for row in rows)
+    job.nothing_left()
+
+
+def test_submitted_from_a_path_with_blanks(cluster, tmp_path):
+    """Slurm runs a copy of the script from its spool; the shell libraries are found all the same."""
+    copy = tmp_path / "a workshop" / "slurm"
+    shutil.copytree(ROOT / "slurm", copy, ignore=shutil.ignore_patterns("testbed"))
+    job = cluster.submit(copy / "any-model", MODEL="/models/typo")
+    assert (
+        job.ended() == "failed: No model in /models/typo: it holds no config.json. Name the folder that does, in MODEL."
+    )
+    assert job.facts()["Command"].endswith("/a") or "a workshop" in job.facts()["Command"]
+
+
+def test_submitted_through_standard_input(cluster):
+    """Slurm then knows no path: WORKSHOP_ROOT tells where the workshop is."""
+    script = (ROOT / "slurm/any-model.sbatch").read_text()
+    environment = {**cluster.env, "MODEL": "/models/typo", "WORKSHOP_ROOT": str(ROOT)}
+    done = subprocess.run(
+        ["sbatch", "--parsable"], input=script, env=environment, cwd=cluster.folder, capture_output=True, text=True, check=True
+    )  # fmt: skip
+    job = cluster.known(done.stdout.strip())
+    assert "No model in /models/typo" in job.ended()
+
+
+def test_a_foreign_jobs_environment_does_no_harm(cluster):
+    """sbatch typed in a terminal that is itself a job: its SLURM_* come along."""
+    job = cluster.submit(
+        "any-model", SLURM_EXPORT_ENV="NONE", SLURM_MEM_PER_CPU="1", SLURM_CPU_BIND="none", SLURM_GPUS="7"
+    )
+    assert job.answer()[0].startswith(" Paris")
+    job.cancel()
+    assert job.ended().startswith("cancelled")
+    job.nothing_left()
+
+
+def test_ray_forms_its_cluster(cluster):
+    """vLLM's CPU backend does not run on Ray, so this goes as far as a CPU can: both nodes join, vLLM says no."""
+    job = cluster.submit("any-model", "--nodes=2", LAUNCHER="ray")
+    assert job.ended(180).startswith("failed: rank ")
+    assert "does not support ray" in job.log("rank-0")
+    assert job.doctor()["cause"] == "ray-unsupported"
+    job.nothing_left()
