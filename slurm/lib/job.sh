@@ -10,7 +10,8 @@ umask 077
 chmod 600 /proc/self/fd/1 2>/dev/null || true # Slurm made our log with the umask of whoever submitted
 
 # What the terminal that submitted us knew of a job of its own must not steer our srun.
-unset SLURM_EXPORT_ENV SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE SLURM_CPU_BIND SLURM_TRES_PER_TASK
+unset SLURM_EXPORT_ENV SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE SLURM_CPU_BIND SLURM_TRES_PER_TASK \
+    SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_CPUS_PER_GPU SLURM_NTASKS_PER_GPU SLURM_DISTRIBUTION SLURM_HINT
 
 export WORKSHOP_ROOT WORKSHOP_HOME="${WORKSHOP_HOME:-$HOME/.llm-serving-workshop}"
 export JOB_DIR=$WORKSHOP_HOME/jobs/${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-${SLURM_JOB_ID:?run this with sbatch}}

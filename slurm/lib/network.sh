@@ -20,15 +20,15 @@ port_is_taken() {
     (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null || (exec 3<>"/dev/tcp/$(named_address)/$1") 2>/dev/null
 }
 
-# Ports come from the job id, below 32768 where the system hands out its own: two jobs on a node never share one.
-# Ten a job: +0 the API, +1 where ranks meet, +2 Ray.
+# Ports come from the job id, ten a job: two jobs on a node do not share one. From 20000, below which Ray has its workers,
+# to 32000, above which the system hands out its own. +0 is the API, +1 where ranks meet, +2 Ray.
 choose_ports() {
     local try
     if [[ -n ${PORT:-} ]]; then
         ! port_is_taken "$PORT" || fail "Port $PORT is taken on $(hostname). Unset PORT to get one from the job id, or name another."
     else
         for try in {0..19}; do
-            PORT=$((10000 + ((SLURM_JOB_ID + try * 97) * 10) % 22000))
+            PORT=$((20000 + ((SLURM_JOB_ID + try * 97) * 10) % 12000))
             port_is_taken "$PORT" || port_is_taken $((PORT + 1)) || break
             say "port $PORT or the next is taken on $(hostname): trying others"
         done
