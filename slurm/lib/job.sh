@@ -7,7 +7,7 @@
 # shellcheck shell=bash
 set -u -o pipefail
 umask 077
-chmod 600 /proc/self/fd/1 2>/dev/null || true # Slurm made our log with the umask of whoever submitted
+[[ ! -f /proc/self/fd/1 ]] || chmod 600 /proc/self/fd/1 # Slurm made our log with the umask of whoever submitted
 
 # What the terminal that submitted us knew of a job of its own must not steer our srun.
 unset SLURM_EXPORT_ENV SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE SLURM_CPU_BIND SLURM_TRES_PER_TASK \

@@ -87,7 +87,7 @@ start_ranks() { # start_ranks [vLLM flags]
 }
 
 answers() { # one token for a short prompt: the only sign of readiness that means what it says
-    curl --silent --fail --max-time 60 --output /dev/null --header @"$AUTH" --header 'Content-Type: application/json' \
+    curl --silent --fail --noproxy '*' --max-time 60 --output /dev/null --header @"$AUTH" --header 'Content-Type: application/json' \
         --data "{\"model\": \"$SERVED_NAME\", \"prompt\": \"Hello\", \"max_tokens\": 1}" "http://127.0.0.1:$PORT/v1/completions" &
     wait $! # unlike a curl in the foreground, this lets a signal through at once
 }

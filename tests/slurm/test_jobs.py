@@ -71,9 +71,14 @@ def test_submitted_through_standard_input(cluster):
 
 
 def test_a_foreign_jobs_environment_does_no_harm(cluster):
-    """sbatch typed in a terminal that is itself a job: its SLURM_* come along."""
+    """sbatch typed in a terminal that is itself a job: its SLURM_* come along, and a proxy that knows no compute node."""
     job = cluster.submit(
-        "any-model", SLURM_EXPORT_ENV="NONE", SLURM_MEM_PER_CPU="1", SLURM_CPU_BIND="none", SLURM_GPUS="7"
+        "any-model",
+        SLURM_EXPORT_ENV="NONE",
+        SLURM_MEM_PER_CPU="1",
+        SLURM_CPU_BIND="none",
+        SLURM_GPUS="7",
+        http_proxy="http://127.0.0.1:9",
     )
     assert job.answer()[0].startswith(" Paris")
     job.cancel()
