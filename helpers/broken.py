@@ -6,6 +6,7 @@ stands as recorded logs in helpers/data/broken; the README there says how each o
 
 import atexit
 import html
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 import openai
+import pandas as pd
 import psutil
 from openai import OpenAI
 
@@ -25,18 +27,17 @@ from helpers import doctor, queue
 from helpers.client import explain
 from helpers.doctor import Diagnosis
 from helpers.errors import WorkshopError
-from helpers.log_lines import Line, lines_of, redact
+from helpers.log_lines import ESCAPES, Line, lines_of, redact
 from helpers.server import Server, ServerError, start
 from helpers.tiny import MODEL_DIR
 
 RECORDED = Path(__file__).parent / "data" / "broken"
 PREFIX = re.compile(r"\((?:Vllm)?(?P<process>\w+?)(?:-\d+)? pid=\d+[^)]*\) *(?P<level>[A-Z]+)?")
 TIME = re.compile(r"(?:^|[ T])(\d\d:\d\d:\d\d)(?=[ \]]|$)")
-ERROR_LINE = re.compile(rf"{doctor.ERROR.pattern}|^(?:srun: error|slurmstepd.*: error|failed: )")
-NOISE = [
-    (re.compile(r"/\S*/site-packages/"), "…/"),
-    (re.compile(r"\b\d{4}-\d\d-\d\dT"), ""),
-]  # differs between machines
+SAYS_ERROR = r"|Value error,|died unexpectedly \(exit code: -|^(?:srun: error|slurmstepd.*: error|failed: )"
+NAMES_ERROR = re.compile(doctor.ERROR.pattern + SAYS_ERROR)
+PACKAGES = re.compile(r"/\S*/site-packages/")  # where they lie differs between machines
+FAREWELL = re.compile("resource_tracker|warnings.warn")
 COLOURS = {"error": "#b3261e", "warning": "#8a5a00", "info": "#6b7075"}
 
 
@@ -55,8 +56,8 @@ class Row:
 
     @property
     def is_error(self) -> bool:
-        """It names an error, as `error` or `killed` do; a traceback's source lines and warnings do not."""
-        return not self.line.harmless and bool(doctor.ERROR.search(self.line.text) or "Value error," in self.line.text)
+        """It names an error; a traceback's source lines, warnings and Python's farewells do not."""
+        return not self.line.harmless and bool(NAMES_ERROR.search(self.line.text))
 
 
 class Extract:
@@ -64,13 +65,13 @@ class Extract:
 
     def __init__(self, rows: Iterable[Row], numbered: bool):
         self.rows, self.numbered = list(rows), numbered
+        self._process = max((len(row.process) for row in self.rows), default=0)  # widths of the columns
+        self._level = max((len(row.level) for row in self.rows), default=0)
 
     def _line(self, row: Row) -> str:
-        text = redact(row.line.text)
-        for noise, instead in NOISE:
-            text = noise.sub(instead, text)
-        place = f"{row.line.number:>4} " if self.numbered else ""
-        return f"{place}{row.process:<11} {row.level:<8}{text}".rstrip()
+        text = PACKAGES.sub("…/", redact(row.line.text))
+        cells = [(f"{row.line.number:>4}", 4 * self.numbered), (row.process, self._process), (row.level, self._level)]
+        return ("".join(f"{cell:<{width}}  " for cell, width in cells if width) + text).rstrip()
 
     def __repr__(self) -> str:
         return "\n".join(map(self._line, self.rows)) or "(no such line)"
@@ -97,12 +98,12 @@ class Log:
 
     @cached_property
     def rows(self) -> list[Row]:
-        raw, rows, traceback = self.text.split("\n"), [], False
+        raw, rows, traceback = [ESCAPES.sub("", line) for line in self.text.split("\n")], [], False
         for line in lines_of(self.text, self.name):
             prefix, moment = PREFIX.match(raw[line.number - 1]), TIME.search(raw[line.number - 1][:90])
             level = (prefix and prefix["level"]) or ""
             traceback = line.text.startswith("Traceback") or (traceback and line.text.startswith(" "))
-            is_error = level == "ERROR" or traceback or (ERROR_LINE.search(line.text) and not line.harmless)
+            is_error = level == "ERROR" or traceback or (NAMES_ERROR.search(line.text) and not line.harmless)
             kind = "error" if is_error else "warning" if level == "WARNING" else "info"
             rows.append(Row(line, prefix["process"] if prefix else "", level, moment[1] if moment else "", kind))
         return rows
@@ -112,17 +113,16 @@ class Log:
 
     def tail(self, count: int = 5) -> Extract:
         """The last lines, as `tail -n 5`; warnings of Python's own clean-up are left out."""
-        return self._extract(
-            [row for row in self.rows if not re.search("resource_tracker|warnings.warn", row.line.text)][-count:]
-        )
+        rows = [row for row in self.rows if not FAREWELL.search(row.line.text)]
+        return self._extract(rows[-count:])
 
     def lines(self, first: int, last: int) -> Extract:
         """From one line to another, as `sed -n 40,60p`."""
         return self._extract(row for row in self.rows if first <= row.line.number <= last)
 
-    def grep(self, pattern: str) -> Extract:
-        """Lines with this in them, as `grep -nE PATTERN`."""
-        return self._extract(row for row in self.rows if re.search(pattern, row.line.text))
+    def grep(self, pattern: str, most: int | None = None) -> Extract:
+        """Lines with this in them, the first `most` if a number is given, as `grep -nE -m MOST PATTERN`."""
+        return self._extract([row for row in self.rows if re.search(pattern, row.line.text)][:most])
 
     def errors(self) -> Extract:
         """Lines that name an error, without warnings and source code."""
@@ -179,6 +179,13 @@ def recorded(name: str) -> Log:
 def job(name: str) -> Job:
     """A job of helpers/data/broken."""
     return Job(RECORDED / name)
+
+
+def speeds() -> pd.DataFrame:
+    """Output tokens per second of the servers of nccl-direct.log and nccl-tcp.log, three requests one after another."""
+    measured = json.loads((RECORDED / "nccl.json").read_text())
+    rows = [measured[way] for way in ("direct", "tcp")]
+    return pd.DataFrame(rows, ["direct", "tcp"], [f"request {n}" for n in (1, 2, 3)])
 
 
 # --- breaking ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
@@ -31,13 +32,13 @@ STEPS = [
          "squeue's reason; nodes that are down; a limit of yours"),
     Step("settings", "Does vLLM take the model's name and the flags?", "Initializing a V1 LLM engine",
          re.compile(r"Initializing a V1 LLM engine|headless multiproc executor"), "path, flags, TP and heads, length of the model"),
-    Step("ranks", "Do the ranks find each other?", "rank 0 in world size 2 is assigned …",
+    Step("ranks", "Do the ranks find each other?", "rank 0 in world size 2 is …",
          re.compile(r"rank \d+ in world size \d+ is assigned"), "interface, firewall, a rank that never started"),
     Step("weights", "Are the weights whole, and is there room for them?", "Loading weights took …",
          re.compile(r"Loading weights took|Model loading took"), "missing or damaged files, memory of the GPU, slow disk"),
     Step("cache", "Is there room left for the KV cache?", "KV cache size: … tokens",
          re.compile(r"KV cache size"), "--max-model-len, --gpu-memory-utilization, more GPUs"),
-    Step("serving", "Does it answer, and go on answering?", "a completion, not a line of the log",
+    Step("serving", "Does it answer, and go on answering?", "an answer to a request",
          re.compile(r"Application startup complete"), "a killed process, the time limit, a node that failed"),
 ]  # fmt: skip
 
@@ -111,33 +112,17 @@ def _strokes(places: list[tuple[Row, float, int]], names: list[str], cause: obje
     colours = COLOURS | {"info": GREY}
     for kind in ("info", "warning", "error"):
         chosen = [(x, y) for row, x, y in places if row.kind == kind]
-        axis.scatter(
-            [x for x, _ in chosen], [y for _, y in chosen], marker="|", s=170, linewidth=1, color=colours[kind]
-        )
+        _dots(axis, chosen, marker="|", s=170, linewidth=1, color=colours[kind])
     stars = [(x, y) for row, x, y in places if cause in (row.line.number, (row.line.file, row.line.number))]
     echoes = [(x, y) for row, x, y in places if row.is_error and (x, y) not in stars]
-    axis.scatter(
-        [x for x, _ in echoes],
-        [y for _, y in echoes],
-        s=55,
-        facecolor="white",
-        edgecolor=RED,
-        linewidth=1.6,
-        label="names an error",
-        zorder=3,
-    )
-    axis.scatter(
-        [x for x, _ in stars],
-        [y for _, y in stars],
-        s=230,
-        marker="*",
-        color=RED,
-        edgecolor="black",
-        linewidth=0.7,
-        label="the cause",
-        zorder=4,
-    )
+    _dots(axis, echoes, s=55, facecolor="white", edgecolor=RED, linewidth=1.6, label="names an error")
+    _dots(axis, stars, s=230, marker="*", color=RED, edgecolor="black", linewidth=0.7, label="the cause")
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
     figure.legend(ncols=2, loc="outside upper right", frameon=False, fontsize=9)
     return figure
+
+
+def _dots(axis: Axes, points: list[tuple[float, int]], **style: object) -> None:
+    """Later ones lie above earlier ones."""
+    axis.scatter([x for x, _ in points], [y for _, y in points], zorder=3 + len(axis.collections), **style)

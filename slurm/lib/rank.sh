@@ -22,6 +22,7 @@ export VLLM_HOST_IP NCCL_SOCKET_IFNAME=$interface GLOO_SOCKET_IFNAME=$interface
 # Caches of this job alone: a shared one breaks when two jobs compile at once. Short, for sockets' names are limited.
 scratch=${SITE_SCRATCH:-/tmp}/vllm-$SLURM_JOB_ID-$rank
 mkdir -p "$scratch" || { echo "failed: $scratch cannot be made on $(hostname). Correct SITE_SCRATCH in the site profile." >&2; exit 1; }
+trap 'rm -rf "$scratch"' EXIT
 export TMPDIR=$scratch VLLM_CACHE_ROOT=$scratch/vllm TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton
 export VLLM_ENGINE_READY_TIMEOUT_S=${VLLM_ENGINE_READY_TIMEOUT_S:-3600} # 400 GB may take longer to read than vLLM's 10 minutes
 export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 PYTHONUNBUFFERED=1 PYTHONPATH=$WORKSHOP_ROOT${PYTHONPATH:+:$PYTHONPATH}
@@ -55,7 +56,6 @@ end_now() { # ask, and insist after 12 s
 }
 
 enter_runtime
-trap 'rm -rf "$scratch"' EXIT
 "${runtime[@]}" "$@" </dev/null &
 child=$!
 trap end_now TERM INT HUP

@@ -8,7 +8,6 @@ from testbed import ROOT
 #: What neither this machine nor Debian has, reduced to what rank.sh needs of it: they say what they were asked for.
 STAND_INS = {
     "apptainer": """
-        apptainer() { :; }
         mkdir -p "$WORKSHOP_HOME/bin" && printf '#!/bin/bash\\necho "apptainer $*"\\nwhile [[ $1 != *.sif ]]; do shift; done; shift; exec "$@"\\n' \\
             >"$WORKSHOP_HOME/bin/apptainer" && chmod +x "$WORKSHOP_HOME/bin/apptainer"
         PATH=$WORKSHOP_HOME/bin:$WORKSHOP_VENV/bin:$PATH
