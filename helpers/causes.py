@@ -194,6 +194,7 @@ CAUSES = [
 
 #: Not a failure: what a log says beside it that a reader should know.
 NOTES = [
-    (re.compile(r"NCCL INFO (?:Using network Socket|.*via NET/Socket)"),
+    # Not "Using network Socket": GPUs of one node say so too, and then reach each other directly.
+    (re.compile(r"NCCL INFO .*via NET/Socket"),
      "NCCL talks over TCP (NET/Socket) and not over InfiniBand (NET/IB), which is slow: set SITE_IB_HCA, and look for the verbs libraries"),
 ]  # fmt: skip

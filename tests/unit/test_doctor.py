@@ -283,7 +283,7 @@ def test_a_launchers_sentence_that_no_cause_knows_is_passed_on(tmp_path):
 
 
 def test_tcp_instead_of_infiniband_is_a_note():
-    lines = "node1:9:9 [0] NCCL INFO Using network Socket\nRuntimeError: No CUDA GPUs are available\n"
+    lines = "node1:9:9 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] [send] via NET/Socket/0\nRuntimeError: No CUDA GPUs are available\n"
     found = judge(lines_of(lines, "log"))
     assert found.cause == "no-gpu" and "InfiniBand" in found.notes[0]
     assert not judge(lines_of("NCCL INFO Using network IB\nx", "log")).notes
