@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
@@ -90,7 +91,10 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    return _tell(slurm.status(options.job), options.json)
+    if not options.wait:
+        return _tell(slurm.status(options.job), options.json)
+    say = None if options.json else lambda status: print(f"{time.strftime('%H:%M:%S')} {status}", flush=True)
+    return _tell(slurm.wait(options.job, on_status=say), options.json)
 
 
 def _cancel(options: argparse.Namespace) -> int:
@@ -225,6 +229,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         added = command(name, run, text)
         added.add_argument("job", nargs="?", help="a job's number; default: your newest workshop job")
+        if name == "status":
+            added.add_argument(
+                "--wait", "-w", action="store_true", help="until it is ready or over, saying how far it is"
+            )
         if name == "logs":
             added.add_argument("--rank", type=int, help="vLLM's log of this node of the job, counted from 0")
             added.add_argument("--follow", "-f", action="store_true", help="as it grows, until the job is over")

@@ -56,10 +56,12 @@ def run(blocks: list[Block], folder: Path, env: dict[str, str], timeout: float) 
         )  # fmt: skip
         try:
             status = shell.wait(timeout)
-        except subprocess.TimeoutExpired:
-            status = None
+        except BaseException as error:  # Ctrl-C as well: it must not go on and submit jobs
             os.killpg(shell.pid, signal.SIGKILL)
             shell.wait()
+            status = None
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
     text = log.read_text(errors="replace")
     ran = _parse(text, blocks)
     if status != 0 or f"=-=-= block {len(blocks)} at" not in text:

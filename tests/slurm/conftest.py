@@ -20,6 +20,17 @@ def testbed():
         assert not STATE.exists()
 
 
+@pytest.fixture(autouse=True)
+def nothing_runs_on(cluster):
+    """Jobs of a test end with it, also when it failed: left alone they would slow down all that follow."""
+    before = len(cluster.jobs)  # those of the module's fixtures
+    yield
+    for job in cluster.jobs[before:]:
+        job.cancel()
+    for job in cluster.jobs[before:]:
+        job.ended()
+
+
 @pytest.fixture(scope="module")
 def cluster(testbed, tmp_path_factory):
     """The cluster, from a folder of its own; every job submitted through it is cancelled at the end."""

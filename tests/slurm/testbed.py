@@ -72,7 +72,7 @@ class Job:
         files = list((connections.home() / "servers").glob(f"*-{self.id}-*.json"))
         return connections.read(files[0]) if files else None
 
-    def ready(self, timeout=240):
+    def ready(self, timeout=400):
         """Its connection, once the file says ready; fails at once when the job ends before."""
 
         def look():

@@ -288,6 +288,13 @@ def test_wait_follows_a_job_to_its_end(tmp_path, monkeypatch):
     assert last.detail == "no memory. Use more."
 
 
+def test_status_can_wait(tmp_path, monkeypatch, capsys):
+    slurm_has(tmp_path, monkeypatch, record(state="FAILED"))
+    wrote(outcome="failed: no memory. Use more.")
+    assert slurm_command.main(["status", "12", "--wait"]) == 1
+    assert "has failed: no memory" in capsys.readouterr().out
+
+
 def test_wait_ends_in_time(tmp_path, monkeypatch):
     slurm_has(tmp_path, monkeypatch, RECORD)
     assert slurm.wait("12", timeout=0.1).phase == jobs.STARTING
