@@ -24,6 +24,8 @@ scratch=${SITE_SCRATCH:-/tmp}/vllm-$SLURM_JOB_ID-$rank
 mkdir -p "$scratch" || { echo "failed: $scratch cannot be made on $(hostname). Correct SITE_SCRATCH in the site profile." >&2; exit 1; }
 trap 'rm -rf "$scratch"' EXIT
 export TMPDIR=$scratch VLLM_CACHE_ROOT=$scratch/vllm TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton
+# What vLLM once learned about each kind of model is shared, as it costs every start some seconds to learn again.
+mkdir -p ~/.cache/vllm/modelinfos "$scratch/vllm" 2>/dev/null && ln -s ~/.cache/vllm/modelinfos "$scratch/vllm/"
 export VLLM_ENGINE_READY_TIMEOUT_S=${VLLM_ENGINE_READY_TIMEOUT_S:-3600} # 400 GB may take longer to read than vLLM's 10 minutes
 export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 PYTHONUNBUFFERED=1 PYTHONPATH=$WORKSHOP_ROOT${PYTHONPATH:+:$PYTHONPATH}
 
