@@ -57,7 +57,7 @@ def test_every_layout_says_the_same(cluster, reference, layout):
 
 def test_time_limit_drains(cluster):
     """Requests in flight when the limit nears are finished; the job ends by itself before Slurm ends it."""
-    job = cluster.submit("any-model", "--time=2", "--signal=B:USR1@70", DRAIN_SECONDS="60")
+    job = cluster.submit("any-model", "--time=4", "--signal=B:USR1@60", DRAIN_SECONDS="40")
     client, replies, errors = job.client(), [], []
 
     def ask_until_it_stops():
@@ -71,7 +71,7 @@ def test_time_limit_drains(cluster):
     threads = [threading.Thread(target=ask_until_it_stops) for _ in range(4)]
     for thread in threads:
         thread.start()
-    outcome = job.ended(timeout=180)
+    outcome = job.ended(timeout=300)
     for thread in threads:
         thread.join(30)
     assert outcome.startswith("finished: stopped before the time limit")
