@@ -17,6 +17,7 @@ def pair(cluster):
     return cluster.submit("any-model", "--nodes=2")
 
 
+@pytest.mark.slow
 def test_rank_killed_while_serving(cluster, pair):
     pair.ready()
     _kill_rank(pair, 1)
@@ -27,6 +28,7 @@ def test_rank_killed_while_serving(cluster, pair):
     assert pair.doctor()["cause"] == "killed"
 
 
+@pytest.mark.slow
 def test_rank_killed_while_loading(cluster):
     job = cluster.submit("any-model", "--nodes=2")
     until(lambda: f"loading: {job}", 120, lambda: LOADING in job.log("rank-0") or job.over())
@@ -37,6 +39,7 @@ def test_rank_killed_while_loading(cluster):
     assert job.doctor()["cause"] == "killed"
 
 
+@pytest.mark.slow
 def test_worker_killed_while_serving(cluster):
     """One of two tensor-parallel workers on a node, as the kernel does when memory runs out."""
     job = cluster.submit("any-model", "--gpus-per-node=2")
@@ -85,6 +88,7 @@ def test_chosen_port_taken(cluster):
     assert job.doctor()["cause"] == "port-taken"
 
 
+@pytest.mark.slow
 def test_derived_port_taken(cluster):
     """A stranger on the port that the job id leads to: the job takes the next and serves."""
     job = cluster.submit("any-model", "--nodelist=node1", "--hold")
@@ -182,6 +186,7 @@ def test_node_drained(cluster):
     job.nothing_left()
 
 
+@pytest.mark.slow
 def test_notebook_kernel_killed(cluster):
     """A notebook submits and its kernel is killed: the server serves on, a new kernel finds it and can end it."""
     manager, kernel = jupyter_client.manager.start_new_kernel(kernel_name="python3", env=cluster.env, cwd=str(ROOT))

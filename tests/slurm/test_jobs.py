@@ -38,6 +38,7 @@ def test_offline_batch_without_input(cluster):
     job.nothing_left()
 
 
+@pytest.mark.slow
 def test_benchmark(cluster):
     job = cluster.submit("benchmark", CONCURRENCIES="1 4", ROUNDS="2", INPUT_LEN="64", OUTPUT_LEN="16")
     assert job.ended(240) == "finished", job
@@ -70,6 +71,7 @@ def test_submitted_through_standard_input(cluster):
     assert "No model in /models/typo" in job.ended()
 
 
+@pytest.mark.slow
 def test_a_foreign_jobs_environment_does_no_harm(cluster):
     """sbatch typed in a terminal that is itself a job: its SLURM_* come along, and a proxy that knows no compute node."""
     job = cluster.submit(
@@ -86,6 +88,7 @@ def test_a_foreign_jobs_environment_does_no_harm(cluster):
     job.nothing_left()
 
 
+@pytest.mark.slow
 def test_ray_forms_its_cluster(cluster):
     """vLLM's CPU backend does not run on Ray, so this goes as far as a CPU can: both nodes join, vLLM says no."""
     job = cluster.submit("any-model", "--nodes=2", LAUNCHER="ray")

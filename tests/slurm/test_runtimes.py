@@ -32,6 +32,7 @@ def _workshop(folder, profile):
     return folder / "slurm/any-model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", STAND_INS)
 def test_runtime(cluster, tmp_path, runtime):
     profile = (ROOT / "slurm/sites/testbed.env").read_text() + STAND_INS[runtime]

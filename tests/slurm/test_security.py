@@ -88,6 +88,7 @@ def test_the_guard_needs_a_key():
     assert done.returncode and "VLLM_API_KEY" in done.stderr
 
 
+@pytest.mark.slow
 def test_each_job_has_its_own_key(server, cluster):
     second = cluster.submit("any-model")
     second.ready()

@@ -43,6 +43,7 @@ def test_two_servers_of_one_user_on_one_node(cluster, reference):
     assert reference.answer() == reference.text  # the other one lives on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
 def test_every_layout_says_the_same(cluster, reference, layout):
     name, variables = LAYOUTS[layout]
@@ -55,6 +56,7 @@ def test_every_layout_says_the_same(cluster, reference, layout):
     job.nothing_left()
 
 
+@pytest.mark.slow
 def test_time_limit_drains(cluster):
     """Requests in flight when the limit nears are finished; the job ends by itself before Slurm ends it."""
     job = cluster.submit("any-model", "--time=4", "--signal=B:USR1@60", DRAIN_SECONDS="40")
