@@ -15,6 +15,7 @@ from helpers import connections, queue
 
 GIB = 2**30
 OK, NOTE, PROBLEM = "ok", "note", "problem"
+MARKS = {OK: "✓", NOTE: "·", PROBLEM: "✗"}
 
 
 @dataclass
@@ -112,11 +113,10 @@ def report() -> list[Finding]:
 
 def show() -> bool:
     """Print the report; True when nothing is in the way of a lesson."""
-    marks = {OK: "✓", NOTE: "·", PROBLEM: "✗"}
     findings = report()
     for finding in findings:
         mend = f" -> {finding.mend}" if finding.mend else ""
-        print(f"{marks[finding.state]} {finding.what:<10} {finding.found}{mend}")
+        print(f"{MARKS[finding.state]} {finding.what:<10} {finding.found}{mend}")
     return all(finding.state != PROBLEM for finding in findings)
 
 

@@ -12,11 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from helpers import doctor, jobs, slurm
-from helpers.environment import NOTE, OK, PROBLEM, Finding
+from helpers.environment import MARKS, PROBLEM, Finding
 from helpers.errors import WorkshopError
 from helpers.jobs import FAILED, PENDING, READY, Status
 
-MARKS = {OK: "✓", NOTE: "·", PROBLEM: "✗"}
 LINES = 40  # of a log, unless all is asked for
 
 

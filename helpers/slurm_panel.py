@@ -7,11 +7,10 @@ from collections.abc import Callable
 import ipywidgets
 
 from helpers import jobs, slurm
-from helpers.environment import NOTE, OK, PROBLEM, Finding
+from helpers.environment import MARKS, OK, PROBLEM, Finding
 from helpers.errors import WorkshopError
 from helpers.jobs import PHASES, Job, Status
 
-MARKS = {OK: "✓", NOTE: "·", PROBLEM: "✗"}
 #: phase -> how full the bar is, in per cent; loading fills what lies between its own and the next one's
 FILLED = {
     jobs.PENDING: 0,

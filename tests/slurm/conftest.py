@@ -25,10 +25,7 @@ def nothing_runs_on(cluster):
     """Jobs of a test end with it, also when it failed: left alone they would slow down all that follow."""
     before = len(cluster.jobs)  # those of the module's fixtures
     yield
-    for job in cluster.jobs[before:]:
-        job.cancel()
-    for job in cluster.jobs[before:]:
-        job.ended()
+    cluster.end(cluster.jobs[before:])
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +33,6 @@ def cluster(testbed, tmp_path_factory):
     """The cluster, from a folder of its own; every job submitted through it is cancelled at the end."""
     ours = Cluster(tmp_path_factory.mktemp("submitted"))
     yield ours
-    for job in ours.jobs:
-        job.cancel()
-    for job in ours.jobs:
-        job.ended()
+    ours.end(ours.jobs)
     if not ours.run("squeue", "--noheader").stdout:  # nobody else uses the cluster
         until(ours.strangers, 15, lambda: not ours.strangers())

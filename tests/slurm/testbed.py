@@ -158,6 +158,13 @@ class Cluster:
         self.jobs.append(Job(self, job_id))
         return self.jobs[-1]
 
+    def end(self, jobs):
+        """Cancel jobs, all before any is waited for; those that are over already are not disturbed."""
+        for job in jobs:
+            job.cancel()
+        for job in jobs:
+            job.ended()
+
     def strangers(self):
         """Processes in the nodes' networks beside Slurm's own: none, when no job is left."""
         names = [

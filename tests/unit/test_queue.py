@@ -15,9 +15,9 @@ SQUEUE = """\
 41|41|0|PENDING|PartitionTimeLimit|debug|2026-11-21T14:57:12|N/A|N/A|1:00:00||wrap|(null)
 42|42|0|PENDING|Resources|gpu|2026-11-21T14:57:12|2026-11-21T15:52:02|2026-11-21T16:52:02|1:00:00||wrap|(null)
 33|33|0|RUNNING|None|gpu|2026-11-21T14:52:02|2026-11-21T14:52:02|2026-11-21T15:52:02|54:48|node[1-2]|sr.sbatch|/tmp/tb/sr.sbatch
-34|34|0|FAILED|NonZeroExitCode|gpu|2026-11-21T14:54:35|2026-11-21T14:54:36|2026-11-21T14:56:53|3:57:43|node[1-2]|any-model|/work/slurm/any-model.sbatch
+34|34|0|FAILED|NonZeroExitCode|gpu|2026-11-21T14:54:35|2026-11-21T14:54:36|2026-11-21T14:56:53|3:57:43|node[1-2]|any-model|/home/learner/slurm/any-model.sbatch
 29|29|0|TIMEOUT|TimeLimit|gpu|2026-11-21T14:51:51|2026-11-21T14:51:51|2026-11-21T14:53:02|INVALID|node1|doctor-limit|(null)
-44|44|0|COMPLETING|None|gpu|2026-11-21T14:57:28|2026-11-21T14:57:28|2026-11-21T14:58:24|3:59:04|node1|any-model|/work/slurm/any-model.sbatch
+44|44|0|COMPLETING|None|gpu|2026-11-21T14:57:28|2026-11-21T14:57:28|2026-11-21T14:58:24|3:59:04|node1|any-model|/home/learner/slurm/any-model.sbatch
 """
 SCONTROL = """\
 JobId=34 JobName=any-model
@@ -25,11 +25,11 @@ JobId=34 JobName=any-model
    JobState=FAILED Reason=NonZeroExitCode Dependency=(null)
    Requeue=0 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=1:0
    RunTime=00:02:17 TimeLimit=04:00:00 TimeMin=N/A
-   Command=/work/my slurm=/any-model.sbatch
-   WorkDir=/tmp/w/s
-   StdErr=/tmp/w/a b=c/any-model-34.log
+   Command=/home/learner/my slurm=/any-model.sbatch
+   WorkDir=/home/learner/s
+   StdErr=/home/learner/a b=c/any-model-34.log
    StdIn=/dev/null
-   StdOut=/tmp/w/a b=c/any-model-34.log
+   StdOut=/home/learner/a b=c/any-model-34.log
    TresPerNode=gres:gpu:1
 """
 #: sacct --noheader --parsable2 --allocations --format=ACCOUNTED, in the form its manual gives
@@ -66,7 +66,7 @@ def test_lines_that_are_no_record_are_passed_over():
 
 def test_details_keep_blanks_and_equals_signs_in_paths():
     details = queue.parse_details(SCONTROL)
-    assert details["StdOut"] == "/tmp/w/a b=c/any-model-34.log" and details["WorkDir"] == "/tmp/w/s"
+    assert details["StdOut"] == "/home/learner/a b=c/any-model-34.log" and details["WorkDir"] == "/home/learner/s"
     assert (details["ExitCode"], details["Reason"], details["TresPerNode"]) == ("1:0", "NonZeroExitCode", "gres:gpu:1")
 
 

@@ -25,7 +25,7 @@ RECORD = Record(
 # What vLLM 0.32 printed on the test cluster, and on H200 while it loaded 70 B.
 ENGINE = "(EngineCore pid=13191) INFO 11-21 14:57:49 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='x', enforce_eager=True"
 EAGER = "(EngineCore pid=1) WARNING 11-21 14:58:01 [vllm.py:1703] Enforce eager set, disabling torch.compile, CUDAGraphs, and JIT kernel warmup."
-LOAD = "(Worker pid=13256) INFO 11-21 14:57:57 [cpu_model_runner.py:68] Starting to load model /work/model..."
+LOAD = "(Worker pid=13256) INFO 11-21 14:57:57 [cpu_model_runner.py:68] Starting to load model /models/small..."
 SHARDS = "\rLoading safetensors checkpoint shards:   0% Completed | 0/5 [00:00<?, ?it/s]\n\rLoading safetensors checkpoint shards:  40% Completed | 2/5 [00:06<00:09,  3.1s/it]"
 LOADED = "(Worker pid=13256) INFO 11-21 14:57:57 [default_loader.py:501] Loading weights took 0.06 seconds"
 CACHE = "(EngineCore pid=13191) INFO 11-21 14:57:57 [kv_cache_utils.py:2327] CPU KV cache size: 262,144 tokens, Maximum concurrency for 2,048 tokens per request: 128.00x"
