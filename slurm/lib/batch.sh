@@ -15,8 +15,7 @@ run_batch() { # run_batch INPUT OUTPUT: OUTPUT appears when it is whole
     start_rank 0 vllm run-batch --input-file "$1" --output-file "$part" --model "$MODEL" --served-model-name "$SERVED_NAME" \
         --tensor-parallel-size "$TP" --pipeline-parallel-size "$PP" --max-model-len "$MAX_MODEL_LEN" \
         "${SMALL_FLAGS[@]}" "${EXTRA_FLAGS[@]}"
-    while any_rank_alive; do sleep 0.5; done
-    wait "${RANK_PIDS[0]}"
+    end_of_rank 0
     status=$?
     ((status == 0)) || fail "rank 0 on ${NODES[0]} ended with status $status while $PHASE: $(likely_cause)"
     mv "$part" "$2"

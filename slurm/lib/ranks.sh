@@ -29,6 +29,15 @@ check_ranks() { # ends the job when a rank has ended
     done
 }
 
+end_of_rank() { # end_of_rank RANK: wait for a rank that ends by itself; its status. Signals get through meanwhile
+    local status
+    while is_alive "${RANK_PIDS[$1]}"; do sleep 0.5; done
+    wait "${RANK_PIDS[$1]}"
+    status=$?
+    unset "RANK_PIDS[$1]"
+    return "$status"
+}
+
 likely_cause() { # the doctor's sentence; without Python or a known cause, where to look
     local venv=${SITE_VENV:-$WORKSHOP_ROOT/.venv} python
     python=$([[ -x $venv/bin/python ]] && echo "$venv/bin/python" || echo python3)
