@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -30,3 +32,16 @@ def live_server():
 
     with start(quiet=True) as server:
         yield server
+
+
+@pytest.fixture(scope="module")  # while it lives, an event loop runs that other tests would trip over
+def browser():
+    """A headless Chromium, installed if need be. Make a context with `offline=True` for pages that are to need nothing."""
+    from playwright.sync_api import sync_playwright
+
+    done = subprocess.run([Path(__file__).with_name("chromium.sh")], text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=done.stdout.strip(), args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

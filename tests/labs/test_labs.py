@@ -72,11 +72,7 @@ def _nodes_out(env):
 
 
 @pytest.mark.timeout(TIMEOUT + 150)
-@pytest.mark.parametrize(
-    "lab",
-    [pytest.param(lab, marks=pytest.mark.slow if lab.stem[:4] in ("lab3", "lab4", "lab6") else ()) for lab in LABS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("lab", LABS, ids=lambda path: path.stem)
 def test_every_command(lab, workshop, capsys):
     folder, env = workshop
     ran = lab_session.run(lab_text.read(lab), folder, env, TIMEOUT)

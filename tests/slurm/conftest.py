@@ -1,4 +1,4 @@
-"""The test cluster, up for the whole run; jobs of a test module end with it."""
+"""The test cluster, up for the whole run, and one server for the tests that need any."""
 
 import subprocess
 
@@ -23,12 +23,12 @@ def testbed():
 @pytest.fixture(autouse=True)
 def nothing_runs_on(cluster):
     """Jobs of a test end with it, also when it failed: left alone they would slow down all that follow."""
-    before = len(cluster.jobs)  # those of the module's fixtures
+    before = len(cluster.jobs)
     yield
-    cluster.end(cluster.jobs[before:])
+    cluster.end([job for job in cluster.jobs[before:] if not job.shared])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(testbed, tmp_path_factory):
     """The cluster, from a folder of its own; every job submitted through it is cancelled at the end."""
     ours = Cluster(tmp_path_factory.mktemp("submitted"))
@@ -36,3 +36,12 @@ def cluster(testbed, tmp_path_factory):
     ours.end(ours.jobs)
     if not ours.run("squeue", "--noheader").stdout:  # nobody else uses the cluster
         until(ours.strangers, 15, lambda: not ours.strangers())
+
+
+@pytest.fixture(scope="session")
+def reference(cluster):
+    """A server on one GPU, shared by the tests that need any server, and its greedy text. A drain ends it at last."""
+    job = cluster.submit("llama-3.1-8b", "--time=60", "--signal=B:USR1@60")
+    job.shared = True
+    job.text = job.answer()
+    return job

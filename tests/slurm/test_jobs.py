@@ -38,7 +38,6 @@ def test_offline_batch_without_input(cluster):
     job.nothing_left()
 
 
-@pytest.mark.slow
 def test_benchmark(cluster):
     job = cluster.submit("benchmark", CONCURRENCIES="1 4", ROUNDS="2", INPUT_LEN="64", OUTPUT_LEN="16")
     assert job.ended(240) == "finished", job
@@ -71,24 +70,6 @@ def test_submitted_through_standard_input(cluster):
     assert "No model in /models/typo" in job.ended()
 
 
-@pytest.mark.slow
-def test_a_foreign_jobs_environment_does_no_harm(cluster):
-    """sbatch typed in a terminal that is itself a job: its SLURM_* come along, and a proxy that knows no compute node."""
-    job = cluster.submit(
-        "any-model",
-        SLURM_EXPORT_ENV="NONE",
-        SLURM_MEM_PER_CPU="1",
-        SLURM_CPU_BIND="none",
-        SLURM_GPUS="7",
-        http_proxy="http://127.0.0.1:9",
-    )
-    assert job.answer()[0].startswith(" Paris")
-    job.cancel()
-    assert job.ended().startswith("cancelled")
-    job.nothing_left()
-
-
-@pytest.mark.slow
 def test_ray_forms_its_cluster(cluster):
     """vLLM's CPU backend does not run on Ray, so this goes as far as a CPU can: both nodes join, vLLM says no."""
     job = cluster.submit("any-model", "--nodes=2", LAUNCHER="ray")

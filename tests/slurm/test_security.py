@@ -16,13 +16,6 @@ from helpers.guard import OPEN
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
-@pytest.fixture(scope="module")
-def server(cluster):
-    job = cluster.submit("any-model")
-    job.ready()
-    return job
-
-
 def _as_stranger(job, method, path, *options):
     """The HTTP status that another user of the same node gets, without the key."""
     connection = job.connection()
@@ -32,49 +25,49 @@ def _as_stranger(job, method, path, *options):
     return int(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
 
 
-def test_a_stranger_gets_nothing(server):
+def test_a_stranger_gets_nothing(reference):
     """Every route that the server itself lists, with every method; only those of guard.OPEN answer without the key."""
-    client = server.client()
+    client = reference.client()
     schema = client.get("/../openapi.json", cast_to=object)
     routes = [(path, method.upper()) for path, methods in schema["paths"].items() for method in methods]
     routes += [("/metrics", "GET"), ("/docs", "GET"), ("/openapi.json", "GET"), ("/v1/completions/", "POST")]
     assert ("/invocations", "POST") in routes and len(routes) > 20
     for path, method in routes:
-        status = _as_stranger(server, method, path)
+        status = _as_stranger(reference, method, path)
         assert (status == 200) if path in OPEN else (status == 401), (method, path, status)
 
 
 @pytest.mark.parametrize(
     "path", ["//v1/completions", "/v1//completions", "/health/../v1/completions", "/v1/completions?a=/health"]
 )
-def test_no_way_round(server, path):
-    assert _as_stranger(server, "POST", path, "--path-as-is") == 401
+def test_no_way_round(reference, path):
+    assert _as_stranger(reference, "POST", path, "--path-as-is") == 401
 
 
-def test_a_wrong_key_is_refused(server):
-    assert _as_stranger(server, "POST", "/invocations", "-H", "Authorization: Bearer guess") == 401
+def test_a_wrong_key_is_refused(reference):
+    assert _as_stranger(reference, "POST", "/invocations", "-H", "Authorization: Bearer guess") == 401
 
 
-def test_files_are_the_owners_alone(server, cluster):
-    files = [*server.folder.iterdir(), server.connection().path, Path(server.facts()["StdOut"])]
+def test_files_are_the_owners_alone(reference, cluster):
+    files = [*reference.folder.iterdir(), reference.connection().path, Path(reference.facts()["StdOut"])]
     assert len(files) >= 6
     for path in files:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
-    for folder in (server.folder, server.connection().path.parent):
+    for folder in (reference.folder, reference.connection().path.parent):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
 
 
-def test_the_key_is_told_to_nobody(server, cluster):
-    key = server.connection().api_key
+def test_the_key_is_told_to_nobody(reference, cluster):
+    key = reference.connection().api_key
     assert len(key) >= 32
-    for path in [*server.folder.glob("*.log"), server.folder / "command", Path(server.facts()["StdOut"])]:
+    for path in [*reference.folder.glob("*.log"), reference.folder / "command", Path(reference.facts()["StdOut"])]:
         assert key not in path.read_text(errors="replace"), path
     for process in psutil.process_iter():
         try:
             assert key not in " ".join(process.cmdline()), process
         except psutil.Error:
             continue
-    for command in (["scontrol", "show", "job", "-d", server.id], ["scontrol", "show", "step", f"{server.id}.0"]):
+    for command in (["scontrol", "show", "job", "-d", reference.id], ["scontrol", "show", "step", f"{reference.id}.0"]):
         assert key not in cluster.run(*command).stdout
 
 
@@ -88,11 +81,10 @@ def test_the_guard_needs_a_key():
     assert done.returncode and "VLLM_API_KEY" in done.stderr
 
 
-@pytest.mark.slow
-def test_each_job_has_its_own_key(server, cluster):
+def test_each_job_has_its_own_key(reference, cluster):
     second = cluster.submit("any-model")
-    second.ready()
-    keys = {c.api_key for c in connections.read_all() if c.job_id in (server.id, second.id)}
+    second.vllm_began()
+    keys = {c.api_key for c in connections.read_all() if c.job_id in (reference.id, second.id)}
     assert len(keys) == 2
     second.cancel()
     second.ended()

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 from openai import OpenAI
 
-from helpers import connections
+from helpers import connections, queue
 
 ROOT = Path(__file__).parents[2]
 TESTBED = ROOT / "slurm/testbed/cluster.sh"
@@ -42,7 +42,7 @@ class Job:
     """One job of the tests: its folder, its server's connection file, and what is left of it."""
 
     def __init__(self, cluster, job_id):
-        self.cluster, self.id, self.seen = cluster, job_id, set()
+        self.cluster, self.id, self.seen, self.shared = cluster, job_id, set(), False
         self.folder = connections.home() / "jobs" / job_id
 
     def __str__(self):
@@ -58,7 +58,7 @@ class Job:
         return self.facts().get("JobState", "")
 
     def over(self):
-        return self.state() not in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED")
+        return self.state() not in queue.WAITING | queue.RUNNING
 
     def log(self, name="launcher"):
         path = self.folder / f"{name}.log"
@@ -104,6 +104,21 @@ class Job:
 
     def cancel(self):
         self.cluster.run("scancel", self.id)
+
+    def vllm_began(self):
+        """Wait for vLLM's first words in the log of rank 0: all that comes before them is ours."""
+        banner = "non-default args"
+        until(lambda: f"vLLM: {self}", 120, lambda: banner in self.log("rank-0") or self.over())
+        assert banner in self.log("rank-0"), self
+
+    def kill_rank(self, rank):
+        """kill -9 of the rank's vLLM: nothing in it can say goodbye."""
+        pid = until("the rank's pid", 60, lambda: self.folder.joinpath(f"rank-{rank}.pid").read_text().strip())
+        psutil.Process(int(pid)).kill()
+
+    def kill_worker(self, rank):
+        """kill -9 of a tensor-parallel worker, as the kernel does when memory runs out."""
+        next(each for each in self.processes() if f"VLLM::Worker_TP{rank}" in " ".join(each.cmdline())).kill()
 
     def processes(self):
         """Living processes of this job on any node, its script among them.

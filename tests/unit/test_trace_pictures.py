@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -99,12 +98,8 @@ def test_script_asks_for_nothing_from_outside() -> None:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory, browser):
     """A notebook with two pictures, as nbconvert exports it, open in a browser that has no network."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser_path:
-        pytest.skip("no Chromium on this machine")
     from nbconvert import HTMLExporter
 
     def cell(view: TraceView) -> nbformat.NotebookNode:
@@ -114,15 +109,12 @@ def page(tmp_path_factory):
     notebook = nbformat.v4.new_notebook(cells=[cell(TraceView(TRACE, "First")), cell(TraceView(TRACE, "Second"))])
     exported: Path = tmp_path_factory.mktemp("page") / "page.html"
     exported.write_text(HTMLExporter().from_notebook_node(notebook)[0])
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_context(offline=True).new_page()
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.goto(exported.as_uri(), wait_until="domcontentloaded")
-        page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 2")
-        yield page
-        browser.close()
+    page = browser.new_context(offline=True).new_page()
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.goto(exported.as_uri(), wait_until="domcontentloaded")
+    page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 2")
+    return page
 
 
 def test_exported_page_scrubs_offline(page) -> None:
