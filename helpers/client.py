@@ -23,6 +23,8 @@ from helpers.errors import WorkshopError
 LOCALHOST = "http://localhost:8000/v1"
 #: A server closes idle connections after 5 s; we let go first, else a request may run into the closing one and be lost.
 LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=2)
+#: What an APIConnectionError comes from when there was a connection.
+BROKEN = (ConnectionResetError, httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
 NOT_VLLM = "Something answers at this address, and it is not a vLLM server."
 START_ONE = "Start one with `connect(start=True)`, or with `make lab` in a terminal."
 
@@ -59,7 +61,7 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
             gone = connection.is_gone() or not connection.path.exists()
             problems.append(_obituary(connection) if gone else _still_starting(connection))
             continue
-        client = _client(connection, timeout)
+        client = client_for(connection, timeout)
         try:
             model = _try_one_token(client)
         except (openai.APIError, AttributeError, IndexError, TypeError) as error:
@@ -93,8 +95,10 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
     raise failure(" ".join([*(problems or ["No server found:", places]), START_ONE]))
 
 
-def _client(connection: Connection, timeout: float) -> OpenAI:
-    """No retries: a request that timed out is still being computed, and a second one would only add to the load.
+def client_for(connection: Connection, timeout: float = 120) -> OpenAI:
+    """A client for this server, untested.
+
+    No retries: a request that timed out is still being computed, and a second one would only add to the load.
 
     A server that a connection file names is on this machine or cluster, where a proxy would only be in the way.
     """
@@ -198,6 +202,8 @@ def explain(error: Exception) -> str:
     text = str(getattr(error, "message", error))
     if isinstance(error, openai.APITimeoutError):
         return "The server took longer than the timeout. Ask for fewer tokens, or pass a larger `timeout`."
+    if isinstance(error, openai.APIConnectionError) and isinstance(error.__cause__, BROKEN):
+        return "The connection broke before the answer was whole: the server has died or was stopped. Connect again, and ask again."
     if isinstance(error, openai.APIConnectionError):
         return "Nothing answers at this address: the server has ended or was never started."
     if isinstance(error, openai.AuthenticationError):
@@ -210,6 +216,8 @@ def explain(error: Exception) -> str:
         return f"The server refuses this request: {text}"
     if "after shutdown" in text:  # vLLM 0.32: cannot schedule new futures after shutdown
         return "The server is stopping: it finishes what it has and takes nothing new. Start another, or wait for the next."
+    if re.search("EngineCore|EngineDead", text):  # what vLLM says into every stream when its engine process has died
+        return f"The server failed: {text.rstrip('.')}. Its engine has died, and the server ends with it; its log says why."
     return f"The server failed: {text}"
 
 

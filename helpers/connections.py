@@ -29,6 +29,7 @@ class Connection:
     """One server: where it answers, with which model and key, and where its log is.
 
     `job_id` is the Slurm job's, None for a server started by hand; `pid` is the process on `node` that keeps it alive.
+    A `private` server is an experiment's: its file lies apart, where `connect()` does not look.
     """
 
     base_url: str
@@ -39,11 +40,16 @@ class Connection:
     job_id: str | None = None
     pid: int | None = None
     state: str = STARTING
+    private: bool = False
 
     @property
     def path(self) -> Path:
         port = self.base_url.split(":")[-1].split("/")[0]
-        return home() / "servers" / f"{self.node}-{self.job_id or 'local'}-{port}.json"
+        return (
+            home()
+            / ("experiments" if self.private else "servers")
+            / f"{self.node}-{self.job_id or 'local'}-{port}.json"
+        )
 
     def write(self) -> None:
         """Write the file whole or not at all, with mode 0600."""

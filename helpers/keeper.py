@@ -152,7 +152,7 @@ def nothing_left_behind(connection: Connection) -> Iterator[None]:
         connection.remove()
 
 
-def keep(model: str, port: int | None, flags: list[str], owner: psutil.Process | None) -> None:
+def keep(model: str, port: int | None, flags: list[str], owner: psutil.Process | None, private: bool = False) -> None:
     if not (Path(model) / "config.json").is_file():
         refuse(f"No model in {model}: it holds no config.json. Name the folder that does.")
     if port is not None and not port_is_free(port):
@@ -161,7 +161,7 @@ def keep(model: str, port: int | None, flags: list[str], owner: psutil.Process |
     name = MODEL_NAME if Path(model).resolve() == MODEL_DIR else Path(model).resolve().name
     connection = Connection(
         base_url=f"http://{HOST}:{port}/v1", model=name, api_key=secrets.token_urlsafe(24), log=str(new_log(port)),
-        node=socket.gethostname(), pid=os.getpid(),
+        node=socket.gethostname(), pid=os.getpid(), private=private,
     )  # fmt: skip
     with TemporaryDirectory(prefix="vllm-") as scratch, nothing_left_behind(connection):  # vLLM's sockets go there
         connection.write()
@@ -179,13 +179,20 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int)
     parser.add_argument("--owner", type=int, help="end when this process ends")
+    parser.add_argument("--private", action="store_true", help="not to be found by connect()")
     parser.add_argument("flags", nargs="*", help="vLLM's own, after --")
     options = parser.parse_args()
     for stop_signal in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(stop_signal, lambda *_: sys.exit(0))
     prctl(SET_CHILD_SUBREAPER, 1)
     try:
-        keep(options.model, options.port, options.flags, psutil.Process(options.owner) if options.owner else None)
+        keep(
+            options.model,
+            options.port,
+            options.flags,
+            psutil.Process(options.owner) if options.owner else None,
+            options.private,
+        )
     except BrokenPipeError:  # whoever started us is gone: nobody is left to be told
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

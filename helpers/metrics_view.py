@@ -175,7 +175,8 @@ class LiveView(ipywidgets.VBox):
         self._text.value = self._page(problem or "Stopped.")
         self._draw()
         if self._handle:
-            self._handle.update(self._bundle(), raw=True)  # so that the notebook is saved with the last picture
+            # The notebook is saved with this. Without a widget any page can show it; a problem needs the widget's text.
+            self._handle.update(self._bundle() if problem else self._still(), raw=True)
 
     def _look(self) -> str:
         """Read and show the server as it is now; the sentence that says why, where that fails."""
@@ -202,10 +203,12 @@ class LiveView(ipywidgets.VBox):
         ending = f" <b>{html.escape(ending)}</b>" if ending else ""
         return f'<div style="line-height:1.4">{html.escape(said)}.{ending}</div>'
 
-    def _bundle(self) -> dict:
-        widget = super()._repr_mimebundle_()
+    def _still(self) -> dict:
         said = "; ".join(summary(self.recording).values())
-        return {**widget, "text/plain": said, "image/png": base64.b64encode(self._picture.value).decode()}
+        return {"text/plain": said, "image/png": base64.b64encode(self._picture.value).decode()}
+
+    def _bundle(self) -> dict:
+        return {**super()._repr_mimebundle_(), **self._still()}
 
     def _ipython_display_(self, **_: object) -> None:
         self._handle = display(self._bundle(), raw=True, display_id=True)

@@ -10,7 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,16 +44,23 @@ class Server:
 
 
 def start(
-    model: Path | str = MODEL_DIR, *, port: int | None = None, flags: Sequence[str] = (), quiet: bool = False
-) -> Server:
+    model: Path | str = MODEL_DIR, *, port: int | None = None, flags: Sequence[str] = (), quiet: bool = False,
+    private: bool = False, environment: Mapping[str, str] | None = None,
+) -> Server:  # fmt: skip
     """Start a server on loopback with a random key; returns once it has answered a completion.
 
     `flags` are vLLM's own and win over the defaults in keeper.FLAGS. Without a port, a free one is taken.
+    A `private` server is for an experiment: `connect()` does not find it, only `client.client_for(server.connection)`.
+    `environment` holds variables for vLLM.
     Raises ServerError with the cause and the mend. Ctrl-C while waiting stops what was started.
     """
     command = [sys.executable, "-m", "helpers.keeper", "--owner", str(os.getpid()), "--model", str(model)]
     command += ["--port", str(port)] if port is not None else []
-    keeper = subprocess.Popen([*command, "--", *flags], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    command += ["--private"] if private else []
+    keeper = subprocess.Popen(
+        [*command, "--", *flags], env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     said = ""
     try:
         for line in keeper.stdout:
