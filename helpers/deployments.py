@@ -151,7 +151,7 @@ def plan_of(deployment: Deployment, config: ModelConfig | None = None) -> memory
 
     Raises ConfigError for an unknown model, LayoutError for a layout vLLM refuses, HardwareError for an unknown GPU.
     """
-    flags = _memory_flags(deployment.flags)
+    flags = memory_flags(deployment.flags)
     lengths = {"max_model_len": deployment.max_model_len or None}
     layout = {"tp": deployment.tp, "pp": deployment.pp, "dp": deployment.dp}
     return memory.plan(config or shape_of(deployment), gpu=deployment.gpu, **layout, **lengths | flags)
@@ -238,7 +238,7 @@ def _small_defaults(nodes: int, gpus_per_node: int) -> dict[str, str]:
     return {"MODEL": str(SMALL_MODEL), "TP": str(tp), "PP": str(nodes), "DP": "1", "MAX_MODEL_LEN": "2048"}
 
 
-def _memory_flags(flags: Sequence[str]) -> dict:
+def memory_flags(flags: Sequence[str]) -> dict:
     """Those of vLLM's flags that helpers.memory.plan takes, under its names and in its types."""
     kinds = {
         "gpu_memory_utilization": float, "kv_cache_dtype": str, "max_model_len": int, "max_num_batched_tokens": int,
