@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from datetime import datetime
 
 import httpx
@@ -231,16 +232,25 @@ def test_a_job_that_failed_lately_is_told_instead_of_no_server(home, slurm):
     assert text.startswith("Job 12 (any-model) has failed: the port is taken. Unset PORT. Start one with")
 
 
+@contextmanager
+def serving(handler):
+    """A server on loopback, ended also when the test fails: one whose socket is merely closed would spin for ever."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
 def test_a_proxy_is_for_servers_outside(monkeypatch, home):
     """Nodes of a cluster often have one in the environment, which reaches no other node."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), ClosesIdleConnections) as near:
-        threading.Thread(target=near.serve_forever, daemon=True).start()
+    with serving(ClosesIdleConnections) as near:
         named = {"model": "tiny", "api_key": "k", "log": ""}
-        client._client(Connection(f"http://127.0.0.1:{near.server_port}/v1", node="node1", **named), 5).models.list()
+        client.client_for(Connection(f"http://127.0.0.1:{near.server_port}/v1", node="node1", **named), 5).models.list()
         with pytest.raises(openai.APIConnectionError):
-            client._client(Connection(f"http://127.0.0.1:{near.server_port}/v1", **named), 5).models.list()
-        near.shutdown()
+            client.client_for(Connection(f"http://127.0.0.1:{near.server_port}/v1", **named), 5).models.list()
 
 
 # --- what an error of a request means ------------------------------------------------------------------------------
@@ -294,13 +304,11 @@ class ClosesIdleConnections(http.server.BaseHTTPRequestHandler):
 
 def test_a_connection_long_idle_is_not_used_again():
     """vLLM closes idle connections after 5 s; a request sent at that moment would be lost."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), ClosesIdleConnections) as tired:
-        threading.Thread(target=tired.serve_forever, daemon=True).start()
+    with serving(ClosesIdleConnections) as tired:
         connection = Connection(f"http://127.0.0.1:{tired.server_port}/v1", "tiny", "k", log="")
-        asker = client._client(connection, timeout=10)
+        asker = client.client_for(connection, timeout=10)
         asker.models.list()
         time.sleep(client.LIMITS.keepalive_expiry + 0.5)
         asker.models.list()
         with pytest.raises(openai.APIConnectionError):
             asker.models.list()
-        tired.shutdown()
