@@ -46,9 +46,8 @@ def test_tokens_are_counted_to_the_last_one(client):
 
 def test_a_long_request_is_seen_at_work_and_in_the_cache(client):
     with metrics.record(client, interval=0.05) as recording:
-        usage = complete(
-            client, "The weather in Boston is", 7 * BLOCK + 120
-        )  # long enough in its last block to be seen there
+        # long enough in its last block to be seen there
+        usage = complete(client, "The weather in Boston is", 7 * BLOCK + 120)
     frame = recording.frame
     assert frame["running"].max() == 1 and 0 < frame["kv_usage"].max() < 0.01
     assert frame["blocks_used"].max() == -(-(usage.total_tokens - 1) // BLOCK), "the last token is not kept"
