@@ -217,7 +217,8 @@ def explain(error: Exception) -> str:
     if "after shutdown" in text:  # vLLM 0.32: cannot schedule new futures after shutdown
         return "The server is stopping: it finishes what it has and takes nothing new. Start another, or wait for the next."
     if re.search("EngineCore|EngineDead", text):  # what vLLM says into every stream when its engine process has died
-        return f"The server failed: {text.rstrip('.')}. Its engine has died, and the server ends with it; its log says why."
+        said = text.partition(" See stack trace")[0].rstrip(".")  # it stands in the log
+        return f"The server failed: {said}. Its engine has died, and the server ends with it; its log says why."
     return f"The server failed: {text}"
 
 

@@ -6,7 +6,11 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("workshop", deadline=None)  # a busy machine is no error
+hypothesis.settings.load_profile("workshop")
 
 OURS = TemporaryDirectory(prefix="workshop-tests-")
 FOLDERS = ["WORKSHOP_HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"]

@@ -130,8 +130,16 @@ def test_what_came_of_a_broken_answer_is_kept():
 
 def test_an_error_inside_a_stream_is_the_servers_own():
     with pytest.raises(openai.InternalServerError, match="EngineCore encountered") as caught:
-        heard((b'data: {"error": {"message": "EngineCore encountered an issue.", "code": 500}}\n\n', 11.0))
-    assert "Its engine has died" in explain(caught.value)
+        heard(
+            (
+                b'data: {"error": {"message": "EngineCore encountered an issue. See stack trace (above)", "code": 500}}\n\n',
+                11,
+            )
+        )
+    assert explain(caught.value) == (
+        "The server failed: EngineCore encountered an issue. "
+        "Its engine has died, and the server ends with it; its log says why."
+    )
     with pytest.raises(openai.BadRequestError):
         raise reported_error({"message": "no", "code": 400})
     with pytest.raises(openai.APIError, match="what"):
