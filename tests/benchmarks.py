@@ -1,24 +1,31 @@
-"""Figures of the set-up and the start, printed and not judged:  python -m tests.benchmarks [--setup] [--slurm] [--pairs 3]
+"""Figures of the set-up and the start, printed and not judged:  python -m tests.benchmarks [--setup] [--slurm] [--load] [--pairs 3]
 
 Server: `helpers.server.start` against a bare `vllm serve` with the same flags, one after the other in turns, each timed
 until it answers one completion. With --setup also: requirements/install.py against the bare `pip install` of its pins.
 With --slurm, as root: slurm/any-model.sbatch on the test cluster, from sbatch to its connection file, against the same
 `vllm serve` typed on the node; and how long after its first answer the connection file said ready.
+With --load, and then nothing else: helpers.load.send_many against `vllm bench serve`, in turns on one server with the same
+prompts and lengths, at 16 and 64 in flight; and the client's CPU per request against the openai client's own streaming.
 """
 
 import argparse
+import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from helpers import keeper, server
+from helpers import keeper, load_stats, server
+from helpers.client import client_for
 from helpers.connections import Connection
+from helpers.load import send_many
 from helpers.tiny import MODEL_DIR, MODEL_NAME
 
 ROOT = Path(__file__).parent.parent
@@ -115,6 +122,117 @@ def slurm(pairs: int) -> None:
     print("ready after the first answer: " + ", ".join(f"{lag:.2f} s" for lag in lags))
 
 
+# --- load ---------------------------------------------------------------------------------------------------------
+
+OUTPUT_TOKENS = 64
+ROUNDS = 4  # each of those in flight is followed by so many less one
+FIGURES = {"output_throughput": "tokens/s", "median_ttft_ms": "TTFT ms", "median_tpot_ms": "TPOT ms"}
+
+
+def prompts_for(count: int, seed: int) -> list[str]:
+    """Prompts of some 60 tokens: shorter than a block of the CPU server, so that the prefix cache holds none of them."""
+    draw = random.Random(seed)
+    words = [
+        "server",
+        "token",
+        "cache",
+        "batch",
+        "model",
+        "queue",
+        "prompt",
+        "answer",
+        "memory",
+        "request",
+        "latency",
+        "thread",
+    ]
+    return [" ".join(draw.choices(words, k=50)) for _ in range(count)]
+
+
+def our_load(connection: Connection, prompts: list[str], concurrency: int) -> tuple[dict[str, float], float]:
+    """The figures of `send_many`, and its CPU milliseconds per request."""
+    began = time.process_time()
+    run = send_many(
+        client_for(connection), prompts, threads=concurrency, model=connection.model, max_tokens=OUTPUT_TOKENS,
+        temperature=0, ignore_eos=True,
+    )  # fmt: skip
+    spent = time.process_time() - began
+    assert not run.failures, run
+    felt = load_stats.percentiles(run)["p50"]
+    speed = load_stats.throughput(run)["output_tokens_per_second"]
+    return dict(zip(FIGURES, (speed, felt["TTFT"], felt["TPOT"]), strict=True)), 1000 * spent / len(prompts)
+
+
+def vllm_load(connection: Connection, prompts: list[str], concurrency: int) -> dict[str, float]:
+    """The same by `vllm bench serve`."""
+    with TemporaryDirectory() as folder:
+        data = Path(folder) / "prompts.jsonl"
+        data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+        command = [
+            Path(sys.executable).parent / "vllm",
+            "bench",
+            "serve",
+            "--backend",
+            "openai",
+            "--model",
+            connection.model,
+        ]
+        command += ["--base-url", connection.base_url.removesuffix("/v1"), "--tokenizer", MODEL_DIR]
+        command += ["--dataset-name", "custom", "--dataset-path", data, "--skip-chat-template", "--disable-shuffle"]
+        command += ["--num-prompts", str(len(prompts)), "--custom-output-len", str(OUTPUT_TOKENS), "--ignore-eos"]
+        command += ["--max-concurrency", str(concurrency), "--temperature", "0", "--disable-tqdm"]
+        command += ["--save-result", "--result-dir", folder, "--result-filename", "result.json"]
+        environment = keeper.ENVIRONMENT | os.environ | {"OPENAI_API_KEY": connection.api_key}
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        result = json.loads((Path(folder) / "result.json").read_text())
+    assert result["completed"] == len(prompts), result["completed"]
+    assert result["total_output_tokens"] == len(prompts) * OUTPUT_TOKENS
+    return {figure: result[figure] for figure in FIGURES}
+
+
+def openai_cpu(connection: Connection, prompts: list[str], concurrency: int) -> float:
+    """CPU milliseconds per request of the openai client alone: a thread pool, and each stream read to its end."""
+    client = client_for(connection)
+
+    def ask(prompt: str) -> None:
+        options = {"max_tokens": OUTPUT_TOKENS, "temperature": 0, "extra_body": {"ignore_eos": True}}
+        stream = client.completions.create(model=connection.model, prompt=prompt, stream=True, **options)
+        assert sum(len(chunk.choices) for chunk in stream)
+
+    began = time.process_time()
+    with ThreadPoolExecutor(concurrency) as pool:
+        list(pool.map(ask, prompts))
+    return 1000 * (time.process_time() - began) / len(prompts)
+
+
+def load(pairs: int) -> None:
+    """Ours and vLLM's in turns, who is first in turns as well; then the medians of the ratios."""
+    with server.start(quiet=True, private=True) as running:
+        connection = running.connection
+        for concurrency in (16, 64):
+            our_load(
+                connection, prompts_for(concurrency, -1), concurrency
+            )  # the first of all pays for what starts late
+            ratios, cpu = [], []
+            for pair in range(pairs):
+                prompts = [prompts_for(ROUNDS * concurrency, 10 * pair + turn) for turn in range(3)]
+                if pair % 2:
+                    theirs = vllm_load(connection, prompts[1], concurrency)
+                    ours, spent = our_load(connection, prompts[0], concurrency)
+                else:
+                    ours, spent = our_load(connection, prompts[0], concurrency)
+                    theirs = vllm_load(connection, prompts[1], concurrency)
+                bare_spent = openai_cpu(connection, prompts[2], concurrency)
+                ratios.append([ours[figure] / theirs[figure] for figure in FIGURES])
+                cpu.append(spent / bare_spent)
+                said = ", ".join(f"{name} {ours[f]:.1f} / {theirs[f]:.1f}" for f, name in FIGURES.items())
+                print(f"  {concurrency} in flight: {said}; CPU ms {spent:.2f} / openai {bare_spent:.2f}", flush=True)
+            medians = [statistics.median(column) for column in zip(*ratios, strict=True)]
+            said = ", ".join(f"{name.split()[0]} {m:.3f}" for name, m in zip(FIGURES.values(), medians, strict=True))
+            print(f"{concurrency} in flight, send_many over vllm bench serve: {said}; ", end="")
+            print(f"CPU over the openai client's: {statistics.median(cpu):.2f}")
+
+
 def compare(title: str, one: Callable[[], float], other: Callable[[], float], pairs: int) -> None:
     times = [(one(), other()) for _ in range(pairs)]
     for mine, theirs in times:
@@ -128,7 +246,11 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--setup", action="store_true", help="also compare the set-up: minutes for each pair")
     parser.add_argument("--slurm", action="store_true", help="also compare a Slurm job: as root, on the test cluster")
+    parser.add_argument("--load", action="store_true", help="compare send_many with `vllm bench serve` instead")
     options = parser.parse_args()
+    if options.load:
+        load(options.pairs)
+        sys.exit()
     compare("server ready", ours, bare, options.pairs)
     if options.slurm:
         slurm(options.pairs)
