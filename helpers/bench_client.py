@@ -33,7 +33,7 @@ class Client:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(keeper.ROOT), os.environ.get("PYTHONPATH")]))
+        environment["PYTHONPATH"] = keeper.python_path()
         with log.open("a") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", __name__], env=environment, text=True, start_new_session=True,

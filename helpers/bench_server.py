@@ -164,13 +164,15 @@ def environment(row: Row, rank: int, scratch: Path) -> dict[str, str]:
             cores = sorted(os.sched_getaffinity(0))
             binding = [str(cores[(rank * each + local) % len(cores)]) for local in range(each)]
             given["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(binding)
+        else:
+            given |= keeper.ONE_RANK
     return given | row.env
 
 
 def _process(server: RowServer, rank: int, port: int, master: int | None, scratch: Path) -> subprocess.Popen:
     words = command(server.row, server.model, server.connection.model, port, rank, master)
     variables = os.environ | environment(server.row, rank, scratch) | {"VLLM_API_KEY": server.connection.api_key}
-    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(keeper.ROOT), os.environ.get("PYTHONPATH")]))
+    variables["PYTHONPATH"] = keeper.python_path()
     with (server.folder / f"rank-{rank}.log").open("w") as log:
         return subprocess.Popen(
             words, env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,

@@ -108,6 +108,11 @@ def client_for(connection: Connection, timeout: float = 120) -> OpenAI:
     )
 
 
+def root_of(client: OpenAI) -> str:
+    """The server's address without the /v1 at its end: /metrics and vLLM's other own routes lie beside it, not below."""
+    return str(client.base_url).rstrip("/").removesuffix("/v1")
+
+
 def _try_one_token(client: OpenAI) -> str:
     model = client.models.list().data[0].id
     client.completions.create(model=model, prompt="Hello", max_tokens=1)

@@ -36,6 +36,14 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB: 262,144 tokens of the small Llama
 }
+#: A server of one rank on a CPU. Two threads write the small Llama's tokens at half the speed of one on two cores. In its
+#: own process the rank would be waited for with sched_yield, after which Linux 6.18 may leave others waiting for seconds,
+#: /metrics and clients among them; and tied to a core, vLLM's default, all servers of a machine would share that one.
+ONE_RANK = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
 PHASES = [  # what the log says -> what we say; the last one found holds
     ("Initializing a V1 LLM engine", "starting the engine"),
     ("Starting to load model", "loading weights"),
@@ -85,11 +93,16 @@ def new_log(port: int) -> Path:
     return path
 
 
+def python_path() -> str:
+    """PYTHONPATH for processes that are to find this package, the guard above all, wherever they run."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
 def launch(connection: Connection, model: str, port: int, flags: list[str], scratch: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--host", HOST, "--port", str(port)]
     command += ["--served-model-name", connection.model, "--middleware", "helpers.guard.RequireKey", *FLAGS, *flags]
-    environment = {**ENVIRONMENT, **os.environ, "VLLM_API_KEY": connection.api_key, "TMPDIR": scratch}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # the guard
+    environment = {**ENVIRONMENT, **ONE_RANK, **os.environ, "VLLM_API_KEY": connection.api_key, "TMPDIR": scratch}
+    environment["PYTHONPATH"] = python_path()
     with open(connection.log, "w") as log:
         return subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,

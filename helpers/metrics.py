@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from helpers import gpu_load
-from helpers.client import WrongKeyError, explain
+from helpers.client import WrongKeyError, explain, root_of
 from helpers.errors import WorkshopError
 
 PREFIX = "vllm:"
@@ -271,7 +271,7 @@ def fetch(client: OpenAI) -> str:
 
     Raises WrongKeyError or MetricsError.
     """
-    url = str(client.base_url).rstrip("/").removesuffix("/v1") + "/metrics"
+    url = f"{root_of(client)}/metrics"
     try:
         text = client.with_options(timeout=PATIENCE, max_retries=0).get(url, cast_to=str)
     except openai.AuthenticationError as error:

@@ -3,7 +3,6 @@
 A simulator counts steps and a server takes seconds; what both have written so far can be compared token by token.
 """
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from openai import OpenAI, Stream
 
 from helpers import metrics, plots
-from helpers.client import client_for, explain
+from helpers.client import client_for, explain, root_of
 from helpers.errors import WorkshopError
 from helpers.metrics import Recording
 from helpers.scheduler import Request
@@ -51,9 +50,6 @@ def start_servers(*, blocks: int, max_num_seqs: Sequence[int]) -> list[Server]:
     Raises ServerError with the cause and the mend.
     """
 
-    # Else its arithmetic takes every core, and our looks at it come late.
-    one_core_left = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"} if len(os.sched_getaffinity(0)) > 1 else {}
-
     def begin(seats: int) -> Server:
         flags = f"--num-gpu-blocks-override {blocks} --max-num-seqs {seats} --block-size {BLOCK_SIZE}"
         # Requests that come in together are queued by chance; priorities keep the order in which they were given. And a
@@ -62,9 +58,7 @@ def start_servers(*, blocks: int, max_num_seqs: Sequence[int]) -> list[Server]:
         flags += (
             " --stream-interval 4096"  # the first token and the rest: reading all one by one would slow this machine
         )
-        return start(
-            flags=flags.split(), private=True, quiet=True, environment={"VLLM_SERVER_DEV_MODE": "1", **one_core_left}
-        )
+        return start(flags=flags.split(), private=True, quiet=True, environment={"VLLM_SERVER_DEV_MODE": "1"})
 
     with ThreadPoolExecutor(len(max_num_seqs)) as pool:
         starting = [pool.submit(begin, seats) for seats in max_num_seqs]
@@ -138,7 +132,7 @@ def serve(client: OpenAI | Server, requests: Sequence[Request], *, interval: flo
 @contextmanager
 def _paused(client: OpenAI) -> Iterator[None]:
     """The engine takes requests in and computes nothing. Raises EngineError for a server that cannot be paused."""
-    root = str(client.base_url).rstrip("/").removesuffix("/v1")
+    root = root_of(client)
     try:
         client.post(f"{root}/pause", cast_to=object, options={"params": {"mode": "keep"}})
     except openai.NotFoundError:

@@ -9,6 +9,7 @@ import openai
 import pandas as pd
 from openai import OpenAI
 
+from helpers.client import root_of
 from helpers.logprobs import LogprobsError, chosen, offsets, prompt_table
 
 PROMPTS_AT_ONCE = 64  # in one request: a response holds a few hundred bytes for each token
@@ -113,7 +114,7 @@ def with_texts(table: pd.DataFrame, client: OpenAI, text: str | None = None) -> 
     A chosen token that ends within a character (one byte of an emoji) is "" and the token that completes it has it
     whole, as in vLLM's own tables; an alternative of that kind is "\\ufffd".
     """
-    url = str(client.base_url).rstrip("/").removesuffix("/v1") + "/detokenize"
+    url = f"{root_of(client)}/detokenize"
 
     def ask(ids: list[int]) -> str:
         return client.post(url, cast_to=object, body={"tokens": ids})["prompt"]

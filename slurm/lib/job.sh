@@ -50,6 +50,8 @@ prepare_cpu() { # prepare_cpu RANKS_A_NODE: what vLLM needs on a CPU
         for ((rank = 0; rank < $1; rank++)); do binding+="|$((rank % $(nproc)))"; done
         export VLLM_CPU_OMP_THREADS_BIND=${binding#|}
         ((SLURM_NNODES == 1)) || SMALL_FLAGS+=(--worker-extension-cls helpers.cpu_ranks.LocalRanks) # its docstring says why
+    elif ((SLURM_NNODES == 1)); then # one rank: helpers/keeper.py says why
+        export OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_ENABLE_V1_MULTIPROCESSING=0
     fi
     # Compiling takes half a minute and gains little on this model; with pipeline stages the CPU backend needs it.
     ((PP > 1)) || SMALL_FLAGS+=(--enforce-eager)

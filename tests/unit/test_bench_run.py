@@ -133,7 +133,8 @@ def test_each_rank_on_a_cpu_gets_a_core(tmp_path, monkeypatch):
     row = parse({"rows": [{"name": "a", "model": "tiny", "tp": 2, "env": {"VLLM_CPU_KVCACHE_SPACE": "2"}}]}).rows[0]
     given = environment(row, 0, tmp_path)
     assert given["VLLM_CPU_OMP_THREADS_BIND"] == "4|6" and given["VLLM_CPU_KVCACHE_SPACE"] == "2"
-    assert "VLLM_CPU_OMP_THREADS_BIND" not in environment(matrix().rows[0], 0, tmp_path)
+    alone = environment(matrix().rows[0], 0, tmp_path)
+    assert alone["VLLM_CPU_OMP_THREADS_BIND"] == "nobind" and alone["OMP_NUM_THREADS"] == "1"
 
 
 def test_rows_have_caches_of_their_own(tmp_path):
