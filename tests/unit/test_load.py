@@ -170,10 +170,12 @@ def test_requests_outside_go_through_the_proxy(monkeypatch, send):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
         proxy.asked = []
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
-        outside = client_for(Connection("http://far.example/v1", model="tiny", api_key="k", log=""))
-        run = send(outside, ["a"], model="m")
-        proxy.shutdown()
+        try:
+            monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+            outside = client_for(Connection("http://far.example/v1", model="tiny", api_key="k", log=""))
+            run = send(outside, ["a"], model="m")
+        finally:
+            proxy.shutdown()
     assert proxy.asked == ["http://far.example/v1/completions"] and run.failed == 1
 
 
