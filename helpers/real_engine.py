@@ -55,9 +55,7 @@ def start_servers(*, blocks: int, max_num_seqs: Sequence[int]) -> list[Server]:
         # Requests that come in together are queued by chance; priorities keep the order in which they were given. And a
         # route for developers (behind the key, as all are) holds the scheduler until every one is there.
         flags += " --scheduling-policy priority"
-        flags += (
-            " --stream-interval 4096"  # the first token and the rest: reading all one by one would slow this machine
-        )
+        flags += " --stream-interval 4096"  # the first token and the rest: reading all of them one by one costs time
         return start(flags=flags.split(), private=True, quiet=True, environment={"VLLM_SERVER_DEV_MODE": "1"})
 
     with ThreadPoolExecutor(len(max_num_seqs)) as pool:
@@ -103,7 +101,7 @@ class Run:
         return self._grown("generation_tokens") / self.seconds
 
 
-def serve(client: OpenAI | Server, requests: Sequence[Request], *, interval: float = 0.1) -> Run:
+def serve(client: OpenAI | Server, requests: Sequence[Request], *, interval: float = 0.05) -> Run:
     """Give these requests to the server, all there before its next step, and look at it until the last one is done.
 
     They stand in its queue in their order; the server is asked how it is every `interval` seconds. It must be one of

@@ -9,7 +9,9 @@ from helpers.scheduler import Request, simulate
 from helpers.server import ServerError
 
 BLOCKS = 33
-LENGTHS = {"a": (50, 200), "b": (310, 160), "c": (55, 60), "d": (60, 100), "e": (175, 230), "f": (170, 30)}
+# All begin a new block within their first steps and no other before the first has finished: the peak lasts for 80 steps, a
+# third of a second, and cannot fall between two looks at the gauge. None ends less than 25 steps after another.
+LENGTHS = {"a": (115, 220), "b": (250, 190), "c": (120, 160), "d": (118, 130), "e": (245, 255), "f": (240, 100)}
 CACHE = {"blocks": BLOCKS, "block_size": real_engine.BLOCK_SIZE, "prefix_caching": True}
 
 
@@ -42,7 +44,7 @@ def test_peak_and_order_are_predicted(servers, seats):
 
 
 def test_what_no_longer_fits_is_preempted(servers):
-    requests = workload(dict.fromkeys("abcdefghijkl", (150, 260)))
+    requests = workload(dict.fromkeys("abcdefghijkl", (150, 300)))
     trace = simulate(requests, max_num_seqs=16, **CACHE)
     run = real_engine.serve(servers[1], requests)
     assert run.preemptions == trace.preemptions, real_engine.compare(trace, run)
