@@ -45,7 +45,7 @@ def bare() -> float:
     started = time.monotonic()
     process = subprocess.Popen(
         [*command, "--served-model-name", MODEL_NAME, *keeper.FLAGS],
-        env=keeper.ENVIRONMENT | os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=keeper.ENVIRONMENT | keeper.ONE_RANK | os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not keeper.answers(connection):
         time.sleep(0.1)
@@ -108,7 +108,8 @@ def slurm(pairs: int) -> None:
         def typed() -> float:
             command = (cluster.jobs[-1].folder / "command").read_text().split()
             command[0], port = f"{sys.prefix}/bin/vllm", command[command.index("--port") + 1]
-            environment = {**os.environ, "VLLM_API_KEY": "none", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(ROOT)}
+            environment = {**os.environ, **keeper.ONE_RANK, "VLLM_API_KEY": "none", "VLLM_CPU_KVCACHE_SPACE": "1"}
+            environment["PYTHONPATH"] = str(ROOT)
             started = time.monotonic()
             process = cluster.on_node(
                 "node1", *command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
