@@ -1,4 +1,4 @@
-"""Figures of the set-up and the start, printed and not judged:  python -m tests.benchmarks [--setup] [--slurm] [--load] [--pairs 3]
+"""Figures of the set-up and the start, printed and not judged:  python -m tests.benchmarks [--setup] [--slurm] [--load] [--batch] [--pairs 3]
 
 Server: `helpers.server.start` against a bare `vllm serve` with the same flags, one after the other in turns, each timed
 until it answers one completion. With --setup also: requirements/install.py against the bare `pip install` of its pins.
@@ -6,6 +6,8 @@ With --slurm, as root: slurm/any-model.sbatch on the test cluster, from sbatch t
 `vllm serve` typed on the node; and how long after its first answer the connection file said ready.
 With --load, and then nothing else: helpers.load.send_many against `vllm bench serve`, in turns on one server with the same
 prompts and lengths, at 16 and 64 in flight; and the client's CPU per request against the openai client's own streaming.
+With --batch, and then nothing else: the same questions with transformers one by one and with vLLM offline; and 1,000 of
+them through helpers.batch against bare `LLM.generate`, with one and the same engine, in turns.
 """
 
 import argparse
@@ -22,7 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from helpers import keeper, load_stats, server
+from helpers import batch, batch_lesson, keeper, load_stats, server
+from helpers.batch_files import COMPLETIONS
+from helpers.batch_vllm import InProcess
 from helpers.client import client_for
 from helpers.connections import Connection
 from helpers.load import send_many
@@ -234,6 +238,39 @@ def load(pairs: int) -> None:
             print(f"CPU over the openai client's: {statistics.median(cpu):.2f}")
 
 
+def offline(pairs: int) -> None:
+    """All in one process with one thread; transformers answers the first 64 questions, vLLM those and 1,000."""
+    batch_lesson.prepare()
+    with batch_lesson.quietly():
+        few, many = batch_lesson.questions(64), batch_lesson.questions(1000, seed=1)
+        transformers = batch_lesson.Transformers(threads=1)
+        engine = InProcess.start(MODEL_DIR, ["--max-num-seqs", "64", "--no-enable-prefix-caching"])
+    llm, prompts, ratios = engine.llm, [transformers.as_text(question) for question in many], []
+    with TemporaryDirectory() as folder:
+        requests = Path(folder) / "in.jsonl"
+        greedy = {"temperature": 0, "max_tokens": batch_lesson.MAX_TOKENS}
+        lines = [
+            {"custom_id": str(i), "url": COMPLETIONS, "body": {"prompt": p, **greedy}} for i, p in enumerate(prompts)
+        ]
+        batch_lesson.write_jsonl(requests, lines)
+        transformers.answer(few[:2]), batch_lesson.answer_with(llm, few)  # the first of each also pays for starting up
+        for pair in range(pairs):
+            slow, quick = transformers.answer(few), batch_lesson.answer_with(llm, few)
+            assert slow.texts == quick.texts
+            bare = batch_lesson.generate_with(llm, prompts)
+            began = time.perf_counter()
+            ours = batch.run(requests, requests.with_name(f"out-{pair}.jsonl"), engine)
+            speed = ours.output_tokens / (time.perf_counter() - began)
+            assert ours.output_tokens == sum(bare.tokens) and not ours.errors
+            ratios.append((quick.tokens_per_second / slow.tokens_per_second, speed / bare.tokens_per_second))
+            print(
+                f"  tokens/s: transformers {slow.tokens_per_second:.0f}, vLLM {quick.tokens_per_second:.0f}; ", end=""
+            )
+            print(f"1,000: LLM.generate {bare.tokens_per_second:.0f}, helpers.batch {speed:.0f}", flush=True)
+    medians = [statistics.median(column) for column in zip(*ratios, strict=True)]
+    print(f"vLLM over transformers one by one: {medians[0]:.1f}; helpers.batch over LLM.generate: {medians[1]:.3f}")
+
+
 def compare(title: str, one: Callable[[], float], other: Callable[[], float], pairs: int) -> None:
     times = [(one(), other()) for _ in range(pairs)]
     for mine, theirs in times:
@@ -248,7 +285,13 @@ if __name__ == "__main__":
     parser.add_argument("--setup", action="store_true", help="also compare the set-up: minutes for each pair")
     parser.add_argument("--slurm", action="store_true", help="also compare a Slurm job: as root, on the test cluster")
     parser.add_argument("--load", action="store_true", help="compare send_many with `vllm bench serve` instead")
+    parser.add_argument(
+        "--batch", action="store_true", help="compare offline batches with transformers and vLLM instead"
+    )
     options = parser.parse_args()
+    if options.batch:
+        offline(options.pairs)
+        sys.exit()
     if options.load:
         load(options.pairs)
         sys.exit()

@@ -18,26 +18,6 @@ def test_slurm_takes_every_file(cluster, name):
     assert f"on {wanted} nodes" in done.stderr or "to start at" in done.stderr
 
 
-def test_offline_batch(cluster):
-    question = {"messages": [{"role": "user", "content": "What is the KV cache?"}], "model": "tiny-llama"}
-    body = {**question, "max_tokens": 40, "temperature": 0}
-    lines = [{"custom_id": f"q{i}", "method": "POST", "url": "/v1/chat/completions", "body": body} for i in range(5)]
-    (cluster.folder / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    job = cluster.submit("offline_batch", MODEL=str(ROOT / "helpers/tiny/model"), INPUT=f"{cluster.folder}/in.jsonl")
-    assert job.ended(180).startswith("finished"), job
-    answers = [json.loads(line) for line in (cluster.folder / "in.answers.jsonl").read_text().splitlines()]
-    assert sorted(answer["custom_id"] for answer in answers) == [line["custom_id"] for line in lines]
-    texts = {answer["response"]["body"]["choices"][0]["message"]["content"] for answer in answers}
-    assert len(texts) == 1 and len(texts.pop()) > 40
-    job.nothing_left()
-
-
-def test_offline_batch_without_input(cluster):
-    job = cluster.submit("offline_batch", INPUT="/no/such.jsonl")
-    assert "/no/such.jsonl is missing or empty" in job.ended()
-    job.nothing_left()
-
-
 def test_benchmark(cluster):
     job = cluster.submit("benchmark", CONCURRENCIES="1 4", ROUNDS="2", INPUT_LEN="64", OUTPUT_LEN="16")
     assert job.ended(240) == "finished", job

@@ -21,7 +21,7 @@ SERVERS = [pytest.param(SHIPPED[name], id=name) for name in MODELS]
 # Options of sbatch that the files use; another must be added here by someone who has looked it up.
 OPTIONS = {
     "--job-name", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--mem", "--time", "--signal",
-    "--output", "--array", "--dependency",
+    "--output", "--array", "--dependency", "--requeue",
 }  # fmt: skip
 
 
