@@ -169,7 +169,7 @@ class Input:
             from pyarrow import parquet
         except ImportError:
             raise InputError(
-                f"Reading {self.path} takes pyarrow, which is not installed. Run `pip install pyarrow`, or save it as CSV."
+                f"Reading {self.path} takes pyarrow, which is not installed. Run `pip install -r requirements/parquet.txt`, or save it as CSV."
             ) from None
         try:
             file = parquet.ParquetFile(self.path)

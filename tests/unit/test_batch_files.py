@@ -1,13 +1,18 @@
 """What a batch reads: every format, and every bad line named by its number while the others are read."""
 
-import importlib.util
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
 from helpers.batch_files import CHAT, COMPLETIONS, MIB, Defaults, Input, InputError, LineError, Request, check_fields
 from helpers.batch_survey import survey, unique
+
+ROOT = Path(__file__).parents[2]
 
 
 def line(name="a", **changes):
@@ -73,21 +78,41 @@ def test_what_a_line_says_wins_over_defaults(tmp_path):
     assert two.body["seed"] == 102 and "seed" not in three.body, "a seed of its own; none where nothing is drawn"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is here")
-def test_parquet_without_pyarrow_says_what_to_do(tmp_path):
-    with pytest.raises(InputError, match="takes pyarrow, which is not installed. Run `pip install pyarrow`, or"):
+def test_parquet_without_pyarrow_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        InputError, match="takes pyarrow, which is not installed. Run `pip install -r requirements/parquet.txt`, or"
+    ):
         read(tmp_path, b"PAR1", "in.parquet")
 
 
+PARQUET = """
+import pandas
+from helpers.batch_files import Defaults, Input, InputError
+
+pandas.DataFrame({"custom_id": ["a", "b"], "prompt": ["one", None]}).to_parquet("in.parquet")
+for item in Input("in.parquet").read():
+    print(item.line, getattr(item, "code", "") or item.custom_id)
+for name, defaults in ("in.parquet", Defaults(column="text")), ("broken.parquet", Defaults()):
+    open("broken.parquet", "wb").write(b"PAR1")
+    try:
+        list(Input(name, defaults).read())
+    except InputError as error:
+        print(error)
+"""
+
+
 def test_parquet(tmp_path):
-    pandas = pytest.importorskip("pandas")
-    pytest.importorskip("pyarrow")
-    pandas.DataFrame({"custom_id": ["a", "b"], "prompt": ["one", None]}).to_parquet(tmp_path / "in.parquet")
-    assert seen(Input(tmp_path / "in.parquet").read()) == {1: "a", 2: "no_prompt"}
-    with pytest.raises(InputError, match="no column 'text'"):
-        list(Input(tmp_path / "in.parquet", Defaults(column="text")).read())
-    with pytest.raises(InputError, match="is no Parquet file"):
-        read(tmp_path, b"PAR1", "broken.parquet")
+    """In a process of its own, with pyarrow beside the pins: in them it would change the strings of every table."""
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "extra"]
+    subprocess.run([*install, "-r", ROOT / "requirements" / "parquet.txt"], check=True, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path / 'extra'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", PARQUET], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    one, two, column, broken = done.stdout.splitlines()
+    assert (one, two) == ("1 a", "2 no_prompt")
+    assert "no column 'text'" in column and "is no Parquet file" in broken
 
 
 # --- bad input: the number of the line and the reason; good lines are read ------------------------------------------
