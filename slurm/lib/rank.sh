@@ -21,6 +21,7 @@ export VLLM_HOST_IP NCCL_SOCKET_IFNAME=$interface GLOO_SOCKET_IFNAME=$interface
 
 # Caches of this job alone: a shared one breaks when two jobs compile at once. Short, for sockets' names are limited.
 scratch=${SITE_SCRATCH:-/tmp}/vllm-$SLURM_JOB_ID-$rank
+rm -rf "$scratch" # of an earlier try on this node that was killed, when the job was requeued
 mkdir -p "$scratch" || { echo "failed: $scratch cannot be made on $(hostname). Correct SITE_SCRATCH in the site profile." >&2; exit 1; }
 trap 'rm -rf "$scratch"' EXIT
 export TMPDIR=$scratch VLLM_CACHE_ROOT=$scratch/vllm TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton

@@ -81,10 +81,10 @@ namespace_empty() {
 }
 
 take_down() {
-  local name number process
+  local name number process job jobs=()
   if running ctl; then # jobs get SIGTERM and a moment to end by themselves
-    # shellcheck disable=SC2046  # several numbers
-    timeout 5 scancel $(timeout 5 squeue -h -o %A 2>/dev/null | sort -u) &>/dev/null
+    mapfile -t jobs < <(timeout 5 squeue -h -o %A 2>/dev/null | sort -u)
+    timeout 5 scancel "${jobs[@]}" &>/dev/null
     wait_for 10 no_jobs
   fi
   for name in $(daemons | grep -v munged) munged; do
@@ -99,6 +99,7 @@ take_down() {
     wait_for 10 namespace_empty "$name"
     ip netns delete "$name"
   done
+  for job in "${jobs[@]}"; do rm -rf "/tmp/vllm-$job"-*; done # scratch folders of jobs that were killed above
   for number in 1 2 3 4 0; do ip link delete "$LINK$number" 2>/dev/null; done
   if [[ -e $STATE/made-run-netns && -z $(ls -A /run/netns 2>/dev/null) ]]; then
     umount /run/netns 2>/dev/null

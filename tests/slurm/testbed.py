@@ -43,6 +43,7 @@ class Job:
 
     def __init__(self, cluster, job_id):
         self.cluster, self.id, self.seen, self.shared = cluster, job_id, set(), False
+        self.since = time.time() - 5  # an earlier cluster, brought down in the middle, may have had jobs of the same id
         self.folder = connections.home() / "jobs" / job_id
 
     def __str__(self):
@@ -137,7 +138,7 @@ class Job:
         until(lambda: f"job {self.id} to leave no process: {self.processes()}", 15, lambda: not self.processes())
         assert self.connection() is None
         assert not (self.folder / "authorization").exists()
-        scratch = list(Path("/tmp").glob(f"vllm-{self.id}-*"))
+        scratch = [path for path in Path("/tmp").glob(f"vllm-{self.id}-*") if path.stat().st_mtime > self.since]
         assert not scratch, scratch
 
     def doctor(self):
