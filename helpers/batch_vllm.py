@@ -1,6 +1,5 @@
 """vLLM in this process, without a server, as the engine of a batch."""
 
-import ctypes
 import os
 import platform
 import signal
@@ -14,6 +13,7 @@ from helpers.batch_files import CHAT, LineError, Request, check_fields
 from helpers.batch_job import StoppedError
 from helpers.batch_output import Answer
 from helpers.errors import WorkshopError
+from helpers.keeper import ENVIRONMENT, ONE_RANK, SET_PDEATHSIG, prctl
 from helpers.tiny import MODEL_DIR, MODEL_NAME
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ ONLY_A_SERVER = {
     "return_token_ids", "return_tokens_as_token_ids", "return_prompt_text", "kv_transfer_params", "ec_transfer_params",
 }  # fmt: skip
 SMALL_MODEL_FLAGS = ["--served-model-name", MODEL_NAME, "--max-model-len", "2048", "--enforce-eager"]
-LIBC, SET_PDEATHSIG = ctypes.CDLL(None), 1  # linux/prctl.h
 DEAD = "vLLM's engine has died; its messages above say why."
 
 
@@ -158,8 +157,6 @@ class InProcess:
 
 def prepare(model: Path | str) -> None:
     """What vLLM reads from the environment, where it does not say otherwise; and our children's end."""
-    from helpers.keeper import ENVIRONMENT, ONE_RANK
-
     os.environ.update({**ENVIRONMENT, **os.environ} if Path(model).is_dir() else {})
     if Path(model).resolve() == MODEL_DIR:
         os.environ.update({**ONE_RANK, **os.environ})
@@ -180,7 +177,7 @@ def end_with_parent(parent: int = 0) -> None:
     `parent` is its pid, where it is known, in case that it has ended before we could ask for this. vLLM's workers notice
     the end of the engine's process by themselves, and follow it.
     """
-    LIBC.prctl(SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    prctl(SET_PDEATHSIG, signal.SIGKILL)
     if parent and os.getppid() != parent:
         os._exit(1)
 

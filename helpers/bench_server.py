@@ -161,9 +161,7 @@ def environment(row: Row, rank: int, scratch: Path) -> dict[str, str]:
     else:
         given["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         if row.ranks > 1:  # a core for each rank, named by hand
-            cores = sorted(os.sched_getaffinity(0))
-            binding = [str(cores[(rank * each + local) % len(cores)]) for local in range(each)]
-            given["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(binding)
+            given["VLLM_CPU_OMP_THREADS_BIND"] = keeper.a_core_each(each, before=rank * each)
         else:
             given |= keeper.ONE_RANK
     return given | row.env

@@ -93,6 +93,12 @@ def new_log(port: int) -> Path:
     return path
 
 
+def a_core_each(ranks: int, before: int = 0) -> str:
+    """VLLM_CPU_OMP_THREADS_BIND for so many ranks on a CPU, after `before` others; with too few cores they take turns."""
+    cores = sorted(os.sched_getaffinity(0))
+    return "|".join(str(cores[(before + rank) % len(cores)]) for rank in range(ranks))
+
+
 def python_path() -> str:
     """PYTHONPATH for processes that are to find this package, the guard above all, wherever they run."""
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -14,6 +14,7 @@ import random
 import time
 from pathlib import Path
 
+from helpers.keeper import a_core_each
 from helpers.tiny import MODEL_DIR
 
 HEADINGS = ("prompts", "tokens in", "out", "temperature", "seconds", "tokens/s out", "in and out")
@@ -60,9 +61,7 @@ def _prepare(options: argparse.Namespace) -> None:
     """Before vLLM is imported: few words, and on a CPU a core for each rank."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if options.tp > 1 and Path(options.model).resolve() == MODEL_DIR:
-        cores = sorted(os.sched_getaffinity(0))
-        ranks = (str(cores[rank % len(cores)]) for rank in range(options.tp))
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(ranks))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", a_core_each(options.tp))
 
 
 def _options() -> tuple[argparse.Namespace, list[str]]:

@@ -16,7 +16,7 @@ from helpers.bench_client import Client, ClientError
 from helpers.bench_matrix import parse
 from helpers.bench_store import read_all
 
-CPU = Path(bench.__file__).parent / "data" / "bench" / "cpu.toml"
+ROOT = Path(__file__).parents[2]
 ROW = 'name = "TP1"\nmodel = "tiny"\nflags = ["--enforce-eager", "--max-model-len", "512", "--no-enable-prefix-caching"]\n'
 
 
@@ -38,7 +38,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path):
     out, words = tmp_path / "out", ["run", str(tmp_path / "m.toml"), "--out", str(tmp_path / "out")]
     command = [sys.executable, "-m", "helpers.bench", *words]
     environment = os.environ | {"BENCH_TEST": MARK}
-    run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=CPU.parents[3])
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     for line in run.stdout:
         if "repeat 1" in line:
             break
@@ -52,7 +52,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path):
 
     done = len(read_all(out)[0].cells)
     assert 1 <= done < 6
-    again = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=CPU.parents[3], timeout=600)
+    again = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=600)
     assert again.returncode == 0 and f"{6 - done} measurements left" in again.stdout
     (results,) = read_all(out)
     assert len(results.cells) == 6 and len({(c["repeat"], c["concurrency"]) for c in results.cells}) == 6
@@ -61,7 +61,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path):
     assert all(cell["total_output_tokens"] == 8 * cell["prompts"] for cell in results.cells)
     assert {cell["prefix_hits"] for cell in results.cells} == {0}
     assert results.servers[0]["log"]["device"] == "CPU" and results.servers[0]["log"]["kv_cache_tokens"] > 10_000
-    third = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=CPU.parents[3], timeout=60)
+    third = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=60)
     assert "0 measurements left" in third.stdout and len(read_all(out)[0].servers) == 2
 
 
