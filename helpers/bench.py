@@ -2,6 +2,7 @@
 
     python -m helpers.bench run MATRIX.toml --out DIR       measure what is not yet in DIR; helpers/bench_matrix.py shows a matrix
     python -m helpers.bench report DIR [--pictures FOLDER]  tables of what is there, and pictures
+    python -m helpers.bench page DIR REPORT.html            one page with pictures, and which server to choose
 
 A run that was stopped goes on where it was. Results of another machine, or of another vLLM, stay apart.
 """
@@ -19,11 +20,12 @@ from time import monotonic, sleep, strftime
 
 from openai import OpenAI
 
-from helpers import bench_machine, bench_report, bench_server
+from helpers import bench_machine, bench_page, bench_report, bench_server
 from helpers.bench_checks import placed, refusals
 from helpers.bench_client import Client, ClientError
 from helpers.bench_log import figures
 from helpers.bench_matrix import Cell, Matrix, MatrixError, Row, read
+from helpers.bench_page import Limits
 from helpers.bench_server import RowError, RowServer
 from helpers.bench_store import Store
 from helpers.client import client_for
@@ -71,6 +73,8 @@ def run(matrix: Matrix, folder: Path, say: Callable[[str], None] = print) -> lis
     store = Store(folder, machine)
     left = list(starts(matrix, store.done()))
     say(f"{matrix.title}: {sum(len(start.cells) for start in left)} measurements left, results in {store.path}")
+    if others := store.others():
+        say(f"beside it, and not compared with it: results of other machines or versions, {', '.join(others)}")
     failures: list[str] = []
     if not left:
         return failures
@@ -211,6 +215,13 @@ def main(arguments: list[str] | None = None) -> int:
     reporting = commands.add_parser("report", help="tables and pictures of results")
     reporting.add_argument("results", type=Path, help="folder of results, or one file of it")
     reporting.add_argument("--pictures", type=Path, help="where the pictures go; without it none are drawn")
+    paging = commands.add_parser("page", help="one page for people: pictures, figures, and which server for what")
+    paging.add_argument("results", type=Path, help="folder of results, or one file of it")
+    paging.add_argument("page", type=Path, help="the HTML file to write")
+    paging.add_argument(
+        "--ttft", type=float, default=Limits.ttft_ms, metavar="MS", help="longest median wait for a first token"
+    )
+    paging.add_argument("--tpot", type=float, default=Limits.tpot_ms, metavar="MS", help="and for each token after it")
     options = parser.parse_args(arguments)
     for stop_signal in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop_signal, lambda number, _: sys.exit(128 + number))
@@ -218,7 +229,13 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "report":
             bench_report.show(options.results, options.pictures)
             return 0
+        if options.command == "page":
+            print(*bench_page.write(options.results, options.page, Limits(options.ttft, options.tpot)), sep="\n")
+            print(f"{options.page} is written.")
+            return 0
         failures = run(read(options.matrix), options.out, lambda text: print(strftime("%H:%M:%S"), text, flush=True))
+        for said in failures:
+            print(f"failed: {said}", file=sys.stderr)
         return 1 if failures else 0
     except WorkshopError as error:
         print(error, file=sys.stderr)

@@ -87,9 +87,14 @@ def bound(server: dict, gpu: GPU | None, input_len: int, output_len: int, concur
     No request is faster than its prefill and its steps, in which all `concurrency` requests decode together; and no
     server is faster than its arithmetic: concurrency x output / max(TTFT + (output - 1) x step, FLOPs / FLOP/s).
     See helpers.roofline for both. Communication is left out.
+
+    A mixture with random weights has none above one request: its router is random too, but not even. It sends tokens of
+    all requests to the same experts, so that a step reads fewer than an even one would.
     """
     shape = shape_of(server["config"], server["model"], server["flags"])
     if shape is None or gpu is None:
+        return math.nan
+    if shape.experts and concurrency > 1 and server.get("weights") == "dummy":
         return math.nan
     layout = {"tp": server["tp"], "pp": server["pp"]}
     busy = min(server["dp"], concurrency)

@@ -51,6 +51,10 @@ class Store:
         cells = read(self.path).cells if self.path.exists() else []
         return {(cell["fingerprint"], cell_of(cell)) for cell in cells}
 
+    def others(self) -> list[str]:
+        """Names of the files of other machines in the folder."""
+        return sorted(path.name for path in self.folder.glob("*.jsonl") if path != self.path)
+
     def starts_of(self, row: Row) -> int:
         """How often this row's server has got ready."""
         servers = read(self.path).servers if self.path.exists() else []

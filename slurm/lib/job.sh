@@ -68,5 +68,7 @@ source "$WORKSHOP_ROOT/slurm/lib/network.sh"
 source "$WORKSHOP_ROOT/slurm/lib/ranks.sh"
 # shellcheck source=slurm/lib/serve.sh
 source "$WORKSHOP_ROOT/slurm/lib/serve.sh"
+# shellcheck source=slurm/lib/bench.sh
+source "$WORKSHOP_ROOT/slurm/lib/bench.sh"
 # shellcheck source=slurm/lib/batch.sh
 source "$WORKSHOP_ROOT/slurm/lib/batch.sh"

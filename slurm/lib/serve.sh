@@ -9,16 +9,6 @@ serve() { # serve [vLLM flags]: returns never; the job ends when the server does
     while check_ranks; do sleep 0.5; done
 }
 
-bench_serve() { # bench_serve [flags of vllm bench serve]: measure our server from its first node; ends with it if it dies
-    local bench
-    OPENAI_API_KEY=$API_KEY srun --overlap --nodes=1 --ntasks=1 --nodelist="${NODES[0]}" --mem=0 \
-        "$WORKSHOP_ROOT/slurm/lib/rank.sh" bench vllm bench serve --backend openai --base-url "http://127.0.0.1:$PORT" \
-        --model "$SERVED_NAME" --tokenizer "$MODEL" "$@" &
-    bench=$!
-    while is_alive "$bench"; do check_ranks && sleep 0.5; done
-    wait "$bench"
-}
-
 start_server() {
     : "${DP:=1}" "${SERVED_NAME:=${MODEL##*/}}"
     finish_on_every_exit

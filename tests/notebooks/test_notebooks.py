@@ -55,32 +55,42 @@ def nbval(path: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=path.parent, check=False)
 
 
+def solve(notebook: nbformat.NotebookNode, path: Path) -> int:
+    """Put a cell behind each exercise that answers it and fails unless the check says "right"; how many there are."""
+    added = 0
+    for place, cell in reversed(list(enumerate(notebook.cells))):
+        for name in CHECK_CALL.findall(cell.source) if cell.cell_type == "code" else []:
+            assert UNANSWERED.search(cell.source), f"{name}: its cell needs a line `answer = ...`"
+            code = f"{exercises(path)[name].code}\nassert check.{name}(answer).state == {RIGHT!r}, check.{name}(answer)"
+            cell = nbformat.v4.new_code_cell(code, metadata={"tags": ["nbval-ignore-output"]})
+            notebook.cells.insert(place + 1, cell)
+            added += 1
+    return added
+
+
 @each_notebook
-def test_outputs_are_those_committed(path: Path, live_server) -> None:
-    done = nbval(path)
+def test_outputs_are_those_committed_and_every_solution_is_right(path: Path, tmp_path: Path, live_server) -> None:
+    """In one run, for most of it is starting servers: the committed cells, and a solution behind each exercise."""
+    notebook = read(path)
+    assert solve(notebook, path) == len(exercises(path))
+    solved = tmp_path / path.name
+    nbformat.write(notebook, solved)
+    done = nbval(solved)
     assert done.returncode == 0, done.stdout[-6000:]
 
 
-def test_nbval_really_compares(tmp_path: Path, live_server) -> None:
-    """A wrong number in a committed output must fail, or the test above proves nothing."""
-    notebook = read(ROOT / "notebooks" / "00_start_here.ipynb")
-    cell = next(cell for cell in code_cells(notebook) if "max_model_len" in cell.source)
-    cell.outputs[0].data["text/plain"] = "2049"
-    (tmp_path / "00_changed.ipynb").write_text(outputs.canonical(notebook))
-    done = nbval(tmp_path / "00_changed.ipynb")
-    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout[-3000:]
-
-
-@each_notebook
-def test_every_solution_is_right(path: Path, live_server) -> None:
+def test_a_changed_output_and_a_wrong_solution_are_noticed(tmp_path: Path, live_server) -> None:
+    """Or the test above proves nothing."""
+    path = ROOT / "notebooks" / "00_start_here.ipynb"
     notebook = read(path)
-    for cell in code_cells(notebook):
-        for name in CHECK_CALL.findall(cell.source):
-            cell.source, count = UNANSWERED.subn(lambda _, name=name: exercises(path)[name].code, cell.source)
-            assert count == 1, f"{name}: its cell needs one line `answer = ...`"
-    outputs.run(notebook)
-    found = verdicts(notebook)
-    assert {name: text for name, text in found.items() if not text.startswith(f"{RIGHT}: ")} == {}
+    number = next(cell for cell in code_cells(notebook) if "max_model_len" in cell.source)
+    number.outputs[0].data["text/plain"] = "2049"
+    solve(notebook, path)
+    solution = next(cell for cell in code_cells(notebook) if "assert check.q1" in cell.source)
+    solution.source += f"\nanswer = {exercises(path)['q1'].wrong_answers[0]!r}\n{solution.source.splitlines()[-1]}"
+    nbformat.write(notebook, tmp_path / path.name)
+    done = nbval(tmp_path / path.name)
+    assert done.returncode == 1 and "2 failed" in done.stdout, done.stdout[-3000:]
 
 
 @each_notebook

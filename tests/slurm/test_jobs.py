@@ -8,6 +8,7 @@ import pytest
 from testbed import ROOT
 
 from helpers import deployments
+from helpers.bench_store import read_all
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "slurm").glob("*.sbatch"))])
@@ -25,6 +26,30 @@ def test_benchmark(cluster):
     assert [row["max_concurrency"] for row in rows] == [1, 4]
     assert [row["completed"] for row in rows] == [2, 8]
     assert all(row["output_throughput"] > 0 for row in rows)
+    job.nothing_left()
+
+
+def test_a_matrix_that_cannot_be_measured(cluster):
+    job = cluster.submit("benchmark", MATRIX="/no/such.toml")
+    assert "failed: /no/such.toml is missing or empty on node" in job.ended(), job
+    (cluster.folder / "wrong.toml").write_text('[[rows]]\nname = "cut"\nmodel = "tiny"\ntp = 7\n')
+    job = cluster.submit("benchmark", MATRIX=str(cluster.folder / "wrong.toml"))
+    assert job.ended(60).startswith("failed: Row cut: TP7 takes 7 cores and this machine has"), job
+    job.nothing_left()
+
+
+def test_a_matrix_of_which_a_server_fails_keeps_the_others(cluster):
+    row = '[[rows]]\nname = "{}"\nmodel = "tiny"\nflags = ["--enforce-eager", "--max-model-len", "{}"]\n'
+    matrix, results = cluster.folder / "half.toml", cluster.folder / "half"
+    matrix.write_text(
+        "concurrencies = [2]\nlengths = [[16, 8]]\n" + row.format("dies", 99999) + row.format("lives", 512)
+    )
+    job = cluster.submit("benchmark", MATRIX=str(matrix), RESULTS=str(results))
+    said = job.ended(240)
+    assert (
+        said.startswith("failed: some servers were not measured: The server of row dies ended") and str(results) in said
+    ), job
+    assert [cell["row"] for cell in read_all(results)[0].cells] == ["lives"]
     job.nothing_left()
 
 

@@ -90,6 +90,7 @@ def test_another_machine_writes_to_another_file(tmp_path):
     kept_cell(there, row, row.cells()[1])
     assert [results.machine["id"] for results in read_all(tmp_path)] == ["0a", "0b"]
     assert all(len(results.cells) == 1 for results in read_all(tmp_path))
+    assert here.others() == [there.path.name] and there.others() == [here.path.name]
 
 
 def test_what_is_no_result_is_said(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import deployments
+from helpers import deployments, parallel_data
 from helpers.deployments import ROOT, DeploymentError, catalogue, find, memory_lines, plan_of, read, shape_of
 from helpers.models import load
 
@@ -100,6 +100,24 @@ def test_the_header_says_what_helpers_memory_says_today(deployment):
         "python -m helpers.deployments --write"
     )
     assert all(len(line) <= 120 for line in deployment.path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "llama-3.1-70b-tp2-h200", "qwen2.5-32b"])
+def test_the_speeds_of_a_header_are_those_of_the_data(name):
+    """(tokens/s, requests at once) as the header says them, for its flags and, if it names them, for two GPUs."""
+    header = " ".join(line.lstrip("# ") for line in SHIPPED[name].path.read_text().splitlines() if line.startswith("#"))
+    found = re.search(r"data/bench\): ([\d,]+) tokens/s for a single client(?:,| and) ([\d,]+) for (\d+)(.*)", header)
+    one, many, at, rest = found.groups()
+    said = {(one, 1), (many, int(at))}
+    if twice := re.search(r"on two of them ([\d,]+) and ([\d,]+)", rest):
+        said |= {(twice[1], 1), (twice[2], int(at))}
+    data = parallel_data.two_gpus(SHIPPED[name].shape)
+    measured = {(f"{row.tokens_per_second:,.0f}", row.concurrency) for row in data.itertuples() if "FP8" not in row.row}
+    assert said <= measured
+    if ratio := re.search(r"one token alone: ([\d.]+) times .* takes (\d+) s more", rest):
+        tried = parallel_data.tried().loc["a graph compiled for one token"]
+        same = tried[tried["model"] == SHIPPED[name].shape]
+        assert ratio.groups() in {(f"{row.one:.2f}", f"{row.start_s:.0f}") for row in same.itertuples()}
 
 
 @pytest.mark.parametrize("deployment", SERVERS)

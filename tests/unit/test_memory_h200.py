@@ -1,10 +1,13 @@
-"""The memory sums against the lines of 19 servers run on H200s: what vLLM printed, part by part and end to end."""
+"""The memory sums against what servers on H200s printed: 19, part by part and end to end, and others not used for the sums."""
 
 import pytest
 
 from helpers.activations import activation_bytes
+from helpers.bench_matrix import flag_value, shape_of
+from helpers.bench_store import read_all
 from helpers.calibration import calibrate, measured_memory
 from helpers.memory import kv_cache_tokens, load, plan, read_log
+from helpers.parallel_data import BENCH
 from helpers.weights import stage_weight_bytes
 
 GIB = 2**30
@@ -100,3 +103,26 @@ def test_only_the_older_runner_sets_memory_aside_for_graphs():
     estimated = {name for name, run in RUNS.items() if any("Estimated CUDA graph" in line for line in run["lines"])}
     plans = {name: plan(load(RUNS[name]["model"]), **flags_of(name)) for name in RUNS}
     assert estimated == {name for name, p in plans.items() if p.breakdown["cuda_graphs"]}
+
+
+def servers_measured_for_speed():
+    """Servers of helpers/data/bench that sized their cache themselves; plan() was calibrated without them."""
+    for results in read_all(BENCH):
+        for server in {each["fingerprint"]: each for each in results.servers}.values():
+            if flag_value(server["flags"], "kv-cache-memory-bytes") is None:
+                yield pytest.param(server, id=f"{server['model']} {server['name']} {results.machine['id']}")
+
+
+@pytest.mark.parametrize("server", servers_measured_for_speed())
+def test_the_cache_of_servers_that_the_sums_were_not_fitted_to(server):
+    flags = server["flags"]
+    planned = plan(
+        shape_of(server["config"], server["model"], flags), gpu="H200", tp=server["tp"], pp=server["pp"],
+        max_model_len=int(flag_value(flags, "max-model-len")), max_num_seqs=int(flag_value(flags, "max-num-seqs")),
+        gpu_memory_utilization=float(flag_value(flags, "gpu-memory-utilization") or 0.92),
+        enforce_eager="--enforce-eager" in flags, expert_parallel="--enable-expert-parallel" in flags,
+    )  # fmt: skip
+    printed = server["log"]["kv_cache_tokens"]
+    assert planned.kv_cache_tokens == pytest.approx(printed, rel=0.01)
+    missed = (planned.kv_cache_tokens - printed) * planned.kv_bytes_per_token / server["tp"]
+    assert abs(missed) < 0.001 * planned.gpu_memory

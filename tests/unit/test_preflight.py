@@ -177,7 +177,8 @@ def test_an_unknown_flag_is_refused_by_the_vllm_that_will_serve(site, monkeypatc
     monkeypatch.setattr(vllm_flags, "complaint", complaint)
     (said,) = problems("llama-3.1-8b", site, FLAGS="--max-modle-len 8192")
     assert said.startswith("flags: vLLM has no flag --max-modle-len: did you mean --max-model-len?")
-    assert asked == [(("--max-modle-len", "8192"), f"{site.venv}/bin/python")]
+    flags = (*find("llama-3.1-8b").flags, "--max-modle-len", "8192")
+    assert asked == [(flags, f"{site.venv}/bin/python")]
 
 
 def test_flags_that_cannot_be_checked_are_a_note_not_a_pass(site, tmp_path):
