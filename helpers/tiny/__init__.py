@@ -3,4 +3,5 @@
 from pathlib import Path
 
 MODEL_DIR = Path(__file__).parent / "model"
+DRAFT_DIR = Path(__file__).parent / "draft"
 MODEL_NAME = "tiny-llama"

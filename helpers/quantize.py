@@ -1,0 +1,121 @@
+"""Write a Llama checkpoint's linear layers in fewer bits, as a checkpoint that vLLM serves (format: compressed-tensors).
+
+    python -m helpers.quantize int8 FOLDER [--model FOLDER]       or from Python: quantize(MODEL_DIR, folder, "int8")
+
+Round to nearest, no calibration data: each weight is divided by a scale and rounded. Tools such as llm-compressor choose
+the roundings with the help of some text (GPTQ, AWQ), which pays for 4 bits. Embedding, head and norms stay as they are.
+"""
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
+from compressed_tensors.quantization.utils import calculate_qparams
+from safetensors.torch import load_file, save_file
+
+from helpers.errors import WorkshopError
+from helpers.tiny import MODEL_DIR
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+WEIGHTS = "model.safetensors"
+
+
+class QuantizeError(WorkshopError):
+    """A checkpoint that cannot be quantised this way."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the numbers are stored: compressed-tensors' name of the format, and its scheme of weights and activations."""
+
+    format: str
+    weights: dict
+    activations: dict | None = None
+
+
+def _each_token(kind: str) -> dict:
+    """Activations are rounded too, while serving, with a scale for each token."""
+    return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}
+
+
+def _by_channel(kind: str) -> dict:
+    return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "channel"}
+
+
+#: W8A8 computes in 8 bits. INT4 is for the weights alone (W4A16): one scale for 32 of them.
+WAYS = {
+    "fp8": Way("float-quantized", _by_channel("float"), _each_token("float")),
+    "int8": Way("int-quantized", _by_channel("int"), _each_token("int")),
+    "int4": Way("pack-quantized", {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}),
+}  # fmt: skip
+
+
+def quantize(model: Path | str, folder: Path | str, way: str) -> Path:
+    """Write `model`'s checkpoint into `folder`, its linear layers as `way` ("fp8", "int8", "int4") says; returns the folder.
+
+    Raises QuantizeError for a way that is not known, or a model whose weights are not one model.safetensors.
+    """
+    model, folder = Path(model), Path(folder)
+    if way not in WAYS:
+        raise QuantizeError(f"There is no way {way!r} to quantise; choose one of {', '.join(WAYS)}.")
+    if not (model / WEIGHTS).is_file():
+        raise QuantizeError(f"{model} has no {WEIGHTS}; larger checkpoints come in pieces and want llm-compressor.")
+    scheme = QuantizationScheme(
+        targets=["Linear"], weights=WAYS[way].weights, input_activations=WAYS[way].activations, format=WAYS[way].format
+    )
+    tensors = {}
+    for name, tensor in load_file(model / WEIGHTS).items():
+        layer = name.removesuffix(".weight")
+        if layer.rpartition(".")[2] in LINEAR:
+            tensors |= {f"{layer}.{part}": value for part, value in _compressed(tensor, scheme).items()}
+        else:
+            tensors[name] = tensor
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in model.glob("*.json"):
+        shutil.copy(path, folder)
+    for path in model.glob("*.jinja"):
+        shutil.copy(path, folder)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = _described(scheme)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return folder
+
+
+def _compressed(weight: torch.Tensor, scheme: QuantizationScheme) -> dict[str, torch.Tensor]:
+    """(out, in) weights as compressed-tensors stores them: rounded numbers, scales, and what else the format needs."""
+    size = scheme.weights.group_size or weight.shape[1]
+    groups = weight.float().reshape(weight.shape[0], -1, size)
+    scales, _ = calculate_qparams(groups.amin(-1), groups.amax(-1), scheme.weights)
+    layer = {"weight": weight, "weight_scale": scales.to(weight.dtype)}
+    stored = BaseCompressor.get_value_from_registry(scheme.format).compress(layer, scheme)
+    return {part: value.contiguous() for part, value in stored.items()}
+
+
+def _described(scheme: QuantizationScheme) -> dict:
+    """What a config.json says of it."""
+    config = QuantizationConfig(
+        config_groups={"group_0": scheme}, format=scheme.format, quantization_status="compressed", ignore=["lm_head"]
+    )
+    return json.loads(config.model_dump_json(exclude_none=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("folder", type=Path, help="where the new checkpoint goes")
+    parser.add_argument("--model", type=Path, default=MODEL_DIR, help="default: the small Llama")
+    options = parser.parse_args()
+    try:
+        print(quantize(options.model, options.folder, options.way))
+    except QuantizeError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Speculative decoding: what a guess costs, what it saves, and when it pays.
+
+A step checks `drafted` guessed tokens together with the one that is due, accepts them up to the first that the model
+would not have written, and adds one token of its own. So a step writes 1 to drafted + 1 tokens, and the text is the one
+that the model writes without guesses.
+
+Source: Leviathan, Kalman and Matias, Fast Inference from Transformers via Speculative Decoding, 2023 (theorem 3.8).
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+from openai import OpenAI
+
+from helpers import metrics
+from helpers.errors import WorkshopError
+
+COUNTERS = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
+
+
+class SpeculationError(WorkshopError):
+    """A formula asked for what cannot be, or a server that does not speculate."""
+
+
+def expected_tokens(acceptance: float, drafted: int) -> float:
+    """Tokens that a step writes on average, if each guess is right with probability `acceptance`, whatever came before.
+
+    1 + a + a^2 + ... + a^drafted = (1 - a^(drafted + 1)) / (1 - a).
+    """
+    _check(acceptance, drafted)
+    return sum(acceptance**n for n in range(drafted + 1))
+
+
+def step_cost(drafted: int, *, draft: float = 0.0, verify: float = 1.0) -> float:
+    """What a step with guesses takes, in steps without: `draft` for each guess, and `verify` for the model's look at all."""
+    return drafted * draft + verify
+
+
+def speedup(acceptance: float, drafted: int, *, draft: float = 0.0, verify: float = 1.0) -> float:
+    """Tokens a second with speculation, over tokens a second without: expected tokens / cost of a step."""
+    return expected_tokens(acceptance, drafted) / step_cost(drafted, draft=draft, verify=verify)
+
+
+def break_even(drafted: int, *, draft: float = 0.0, verify: float = 1.0) -> float:
+    """The acceptance from which speculation pays, found by halving; NaN where a step costs more than it can ever write."""
+    low, high = 0.0, 1.0
+    if speedup(high, drafted, draft=draft, verify=verify) < 1:
+        return float("nan")
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (low, middle) if speedup(middle, drafted, draft=draft, verify=verify) >= 1 else (middle, high)
+    return high
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a server counted: steps that had guesses, tokens guessed in them, tokens accepted, and all tokens written."""
+
+    drafts: int
+    drafted: int
+    accepted: int
+    written: int
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted / guessed tokens; a guess after a wrong one counts as not accepted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def steps(self) -> int:
+        """Each step writes one token of the model's own, and those accepted."""
+        return self.written - self.accepted
+
+    @property
+    def tokens_per_draft(self) -> float:
+        """Tokens written by a step that had guesses."""
+        return 1 + self.accepted / self.drafts if self.drafts else 1.0
+
+    def __sub__(self, before: "Counts") -> "Counts":
+        return Counts(*(getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__))
+
+
+def predicted_speedup(counts: Counts, cost: float) -> float:
+    """The speed-up of a run whose steps with guesses cost `cost` steps each, and the others one.
+
+    tokens / (steps without guesses + steps with guesses x cost). If every step has guesses, this is expected tokens / cost.
+    """
+    return counts.written / (counts.steps - counts.drafts + counts.drafts * cost)
+
+
+def counts(client: OpenAI) -> Counts:
+    """The counters of a server since it started. Raises SpeculationError for one without speculation."""
+    table = metrics.read(client)
+    totals = table[table["kind"] == "counter"].groupby("metric")["value"].sum()
+    if "spec_decode_num_drafts" not in totals:
+        raise SpeculationError("This server does not speculate: it was started without `--speculative-config`.")
+    found = [int(totals[f"spec_decode_{name}"]) for name in COUNTERS]
+    return Counts(*found, written=int(totals["generation_tokens"]))
+
+
+def table(costs: dict[str, float], acceptances: tuple[float, ...] = (0.2, 0.5, 0.8, 0.95), drafted: int = 4) -> pd.DataFrame:
+    """Speed-ups: a row for each named cost of a step, a column for each acceptance."""
+    rows = {
+        name: {f"{a:.0%}": expected_tokens(a, drafted) / cost for a in acceptances} for name, cost in costs.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _check(acceptance: float, drafted: int) -> None:
+    if not 0 <= acceptance <= 1:
+        raise SpeculationError(f"acceptance is {acceptance}; it is a share, from 0 to 1.")
+    if drafted < 1:
+        raise SpeculationError(f"drafted is {drafted}; a step needs at least 1 guess to be speculative.")
