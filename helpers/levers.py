@@ -15,12 +15,12 @@ import pandas as pd
 from helpers.server import Server, ServerError, start
 from helpers.tiny import MODEL_DIR
 
-PREFILL, DECODE, MEMORY, OPERATION = "prefill", "decode", "memory", "operation"
+PREFILL, DECODE, BETWEEN, MEMORY, OPERATION = "prefill", "decode", "prefill beside decode", "memory", "operation"
 
 
 @dataclass(frozen=True)
 class Lever:
-    """`fixes` is the bottleneck: prefill, decode, memory (room), or operation; `flags` is an example that vLLM takes.
+    """`fixes` is the bottleneck: prefill, decode, the one in the way of the other, memory (room), or operation; `flags` is an example that vLLM takes.
 
     `needs` is what a server must have for it, as the pinned vLLM's source or its own words say; empty for any.
     """
@@ -40,7 +40,7 @@ class Lever:
 LEVERS = (
     Lever("prefix caching", PREFILL, "what several prompts begin with is computed once", "cache that others could use"),
     Lever(
-        "token budget", DECODE, "a long prompt does not stop those who are writing", "its own first token comes later",
+        "token budget", BETWEEN, "a long prompt does not stop those who are writing", "its own first token comes later",
         ("--max-num-batched-tokens", "512"),
     ),
     Lever(
@@ -65,7 +65,7 @@ LEVERS = (
         ("--cpu-offload-gb", "10"), "a GPU",
     ),
     Lever(
-        "KV cache in host memory", MEMORY, "prefixes that the GPU had to give up are copied back, not computed", "copies over the bus",
+        "KV cache in host memory", PREFILL, "prefixes that the GPU had to give up are copied back, not computed", "copies over the bus",
         ("--kv-offloading-size", "64"), "a GPU",
     ),
     Lever(
@@ -73,7 +73,7 @@ LEVERS = (
         ("--enable-sleep-mode",), "a GPU",
     ),
     Lever(
-        "disaggregated prefill", DECODE, "prompts are read by one server while another writes", "two servers, and the cache moved between them",
+        "disaggregated prefill", BETWEEN, "prompts are read by one server while another writes", "two servers, and the cache moved between them",
         ("--kv-transfer-config", '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}'), "a KV connector",
     ),
     Lever(
@@ -81,7 +81,7 @@ LEVERS = (
         ("--tensor-parallel-size", "2"), "several GPUs with fast links",
     ),
     Lever(
-        "data parallelism", DECODE, "copies that share the requests", "weights on every GPU, one request no faster",
+        "data parallelism", MEMORY, "copies that share the requests", "weights on every GPU, one request no faster",
         ("--data-parallel-size", "2"), "several GPUs",
     ),
     Lever(
@@ -150,7 +150,8 @@ def servers(**wanted: tuple[Path | str, Sequence[str]]) -> Iterator[dict[str, Se
     """Private servers side by side, {name: (model folder, flags)}; all end with the block, whatever ends it."""
     with ThreadPoolExecutor(len(wanted)) as pool:
         starting = {
-            name: pool.submit(start, model, flags=list(flags), private=True, quiet=True) for name, (model, flags) in wanted.items()
+            name: pool.submit(start, model, flags=list(flags), private=True, quiet=True)
+            for name, (model, flags) in wanted.items()
         }
         try:
             yield {name: one.result() for name, one in starting.items()}

@@ -45,7 +45,9 @@ class Quality:
     def most_moved_from(self, other: "Quality") -> float:
         """The largest change of a probability."""
         return max(
-            abs(self.odds[start][word] - other.odds[start][word]) for start, odds in corpus.ODDS.items() for word in odds
+            abs(self.odds[start][word] - other.odds[start][word])
+            for start, odds in corpus.ODDS.items()
+            for word in odds
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +24,7 @@ from helpers.tiny import MODEL_DIR
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WEIGHTS = "model.safetensors"
+BESIDE = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 class QuantizeError(WorkshopError):
@@ -76,10 +78,9 @@ def quantize(model: Path | str, folder: Path | str, way: str) -> Path:
         else:
             tensors[name] = tensor
     folder.mkdir(parents=True, exist_ok=True)
-    for path in model.glob("*.json"):
-        shutil.copy(path, folder)
-    for path in model.glob("*.jinja"):
-        shutil.copy(path, folder)
+    for name in BESIDE:
+        if (model / name).is_file():
+            shutil.copy(model / name, folder)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = json.loads((model / "config.json").read_text())
     config["quantization_config"] = _described(scheme)
@@ -95,6 +96,32 @@ def _compressed(weight: torch.Tensor, scheme: QuantizationScheme) -> dict[str, t
     layer = {"weight": weight, "weight_scale": scales.to(weight.dtype)}
     stored = BaseCompressor.get_value_from_registry(scheme.format).compress(layer, scheme)
     return {part: value.contiguous() for part, value in stored.items()}
+
+
+def rounded(weights: torch.Tensor, way: str) -> tuple[list[float], list[float]]:
+    """The values that a way can store for these weights of one row or group, and what the weights become."""
+    args = QuantizationScheme(targets=["Linear"], weights=WAYS[way].weights).weights.model_copy(
+        update={"group_size": None}
+    )
+    args.strategy = "tensor"
+    scale, zero = calculate_qparams(weights.float().min(), weights.float().max(), args)
+    if args.type == "float":
+        numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+        numbers = numbers[numbers.isfinite()]
+    else:
+        numbers = torch.arange(-(2 ** (args.num_bits - 1)), 2 ** (args.num_bits - 1)).float()
+    new = fake_quantize(weights.float(), scale, zero, args)
+    return (numbers * scale).tolist(), new.tolist()
+
+
+def layer_weights(name: str = "model.layers.4.mlp.up_proj", model: Path | str = MODEL_DIR) -> torch.Tensor:
+    """(out, in) weights of one linear layer of a checkpoint."""
+    return load_file(Path(model) / WEIGHTS)[f"{name}.weight"]
+
+
+def bytes_of(folder: Path | str) -> int:
+    """Bytes of a checkpoint's tensors."""
+    return sum(tensor.nbytes for tensor in load_file(Path(folder) / WEIGHTS).values())
 
 
 def _described(scheme: QuantizationScheme) -> dict:

@@ -98,11 +98,11 @@ def counts(client: OpenAI) -> Counts:
     return Counts(*found, written=int(totals["generation_tokens"]))
 
 
-def table(costs: dict[str, float], acceptances: tuple[float, ...] = (0.2, 0.5, 0.8, 0.95), drafted: int = 4) -> pd.DataFrame:
+def table(
+    costs: dict[str, float], acceptances: tuple[float, ...] = (0.2, 0.5, 0.8, 0.95), drafted: int = 4
+) -> pd.DataFrame:
     """Speed-ups: a row for each named cost of a step, a column for each acceptance."""
-    rows = {
-        name: {f"{a:.0%}": expected_tokens(a, drafted) / cost for a in acceptances} for name, cost in costs.items()
-    }
+    rows = {name: {f"{a:.0%}": expected_tokens(a, drafted) / cost for a in acceptances} for name, cost in costs.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -19,9 +19,43 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
 DEFINED = re.compile(r'add_argument\(\s*(?:"-\w+", *)?"(--[a-z-]+)"')
 #: Options of sbatch, srun, salloc, squeue, sinfo, sacct, scancel and scontrol, and of curl.
 SLURM = set(
-    "--account --array --batch --constraint --cpus-per-task --dependency --exclude --export --format --gpus-per-node --header --job-name"
-    " --jobid --jobs --list-reasons --me --mem --name --no-shell --nodelist --nodes --noheader --ntasks --ntasks-per-node"
-    " --output --overlap --parsable --partition --pty --signal --start --states --time --help --kill-on-bad-exit".split()
+    [
+        "--account",
+        "--array",
+        "--batch",
+        "--constraint",
+        "--cpus-per-task",
+        "--dependency",
+        "--exclude",
+        "--export",
+        "--format",
+        "--gpus-per-node",
+        "--header",
+        "--job-name",
+        "--jobid",
+        "--jobs",
+        "--list-reasons",
+        "--me",
+        "--mem",
+        "--name",
+        "--no-shell",
+        "--nodelist",
+        "--nodes",
+        "--noheader",
+        "--ntasks",
+        "--ntasks-per-node",
+        "--output",
+        "--overlap",
+        "--parsable",
+        "--partition",
+        "--pty",
+        "--signal",
+        "--start",
+        "--states",
+        "--time",
+        "--help",
+        "--kill-on-bad-exit",
+    ]
 )
 CURL = {"--data", "--header", "--no-buffer", "--silent", "--write-out"}
 #: Wrong on purpose, or no option of anything: what lesson 09 and lab 6 break deployments with.
