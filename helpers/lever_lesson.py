@@ -1,13 +1,17 @@
 """Measurements of lesson 08, each with a lever and without on the same machine, minutes apart at most."""
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from openai import OpenAI
@@ -16,7 +20,10 @@ from helpers import metrics
 from helpers.client import client_for
 from helpers.real_engine import VOCABULARY
 from helpers.server import Server
+from helpers.tiny import corpus, evaluate
 
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "labs" / "scripts"
 LIST = "My shopping list: apples, apples, apples,"  # the corpus repeats the last fruit with probability 0.6
 
 
@@ -211,6 +218,12 @@ def write(server: OpenAI, prompt: int, output: int, times: int = 1) -> None:
         )  # fmt: skip
 
 
+def reader(server: Server) -> Callable[[list[int]], None]:
+    """A function that lets this server read a prompt, and keep its cache where its connector puts it."""
+    asked, model = client(server), server.connection.model
+    return lambda prompt: _first_token(asked, model, prompt)
+
+
 # --- structured output ---------------------------------------------------------------------------------------------
 
 SCHEMA = {
@@ -240,3 +253,19 @@ def structured(server: OpenAI, times: int = 8, tokens: int = 60) -> tuple[float,
         )
         free.append((time.perf_counter() - began) / tokens)
     return statistics.median(forced), statistics.median(free), fits
+
+
+# --- adapters and scripts ------------------------------------------------------------------------------------------
+
+
+def odds(server: OpenAI | Server, model: str, beginning: str) -> dict[str, float]:
+    """A model's probabilities of the words with which the corpus goes on after this beginning."""
+    served = evaluate.served_odds(client(server), model, beginning)
+    return {word: served.get(f" {word}", 0.0) for word in corpus.ODDS[beginning]}
+
+
+def run_script(name: str, *arguments: str) -> None:
+    """Run a program of labs/scripts as a terminal would, and print what it prints."""
+    command = [sys.executable, str(SCRIPTS / name), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    print(subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.strip())

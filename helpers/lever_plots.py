@@ -178,15 +178,51 @@ def quality_bars(table: pd.DataFrame, size: pd.Series) -> Figure:
     return figure
 
 
-def ratio_bars(ratios: pd.Series, title: str, unit: str = "times", one: str = "no difference") -> Figure:
-    """A bar for each ratio, from 1 to the right (better) or to the left (worse)."""
-    words = "; ".join(f"{name}: {value:.2f}" for name, value in ratios.items())
-    figure, (axis,) = _new_figure(figsize=(7.6, 0.9 + 0.4 * len(ratios)), label=f"{title}. {words}")
-    colors = [BLUE if value >= 1 else RED for value in ratios]
-    bars = axis.barh(list(ratios.index), ratios - 1, left=1, color=colors, height=0.6)
-    axis.bar_label(bars, [f"{value:.2f}" for value in ratios], padding=3, fontsize=9)
-    axis.axvline(1, color="black", linewidth=1)
-    axis.set_title(title, loc="left", fontsize=11)
-    axis.set(xlabel=f"{unit} (1: {one})", xlim=(min(0.9 * min(ratios), 0.9), 1.15 * max(max(ratios), 1.1)))
-    axis.invert_yaxis()
+def effects(rows: pd.DataFrame) -> Figure:
+    """helpers.lever_data.effects: a bar for each pair, times the tokens/s with one request and with many."""
+    names = [f"{one.lever}\n{one.model}, {one.gpus} GPUs" for one in rows.itertuples()]
+    words = "; ".join(
+        f"{one.lever}, {one.model}: {one.one:.2f} with one request, {one.many:.2f} with {one.at}"
+        for one in rows.itertuples()
+    )
+    figure, axes = _new_figure(2, figsize=(9, 0.9 + 0.42 * len(rows)), sharey=True, label=words)
+    for axis, column, title in ((axes[0], "one", "one request"), (axes[1], "many", "many requests")):
+        values = rows[column].where((rows["at"] > 1) | (column == "one"))
+        axis.barh(names, values - 1, left=1, color=[BLUE if value >= 1 else RED for value in values], height=0.6)
+        for place, value in enumerate(values):
+            said = (
+                "not measured"
+                if np.isnan(value)
+                else f"{value:.2f}" + (f" at {rows['at'].iloc[place]}" if column == "many" else "")
+            )
+            axis.text(max(1 if np.isnan(value) else value, 1) + 0.03, place, said, va="center", fontsize=8)
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set(
+            xlabel="times the tokens/s", xscale="log", xlim=(0.7, 12), xticks=[1, 2, 5], xticklabels=["1", "2", "5"]
+        )
+        axis.tick_params(axis="y", labelsize=8)
+        axis.minorticks_off()
+    axes[0].invert_yaxis()
+    return figure
+
+
+def scenarios(found: pd.DataFrame) -> Figure:
+    """helpers.lever_scenarios.measure: for each workload a group of bars, a lever each; 1 is without levers."""
+    words = "; ".join(
+        f"{name}: " + ", ".join(f"{lever} {row[lever]:.1f}" for lever in found if not np.isnan(row[lever]))
+        for name, row in found.iterrows()
+    )
+    figure, (axis,) = _new_figure(figsize=(7.8, 3.2), label=f"Times as fast as without. {words}")
+    width = 0.8 / len(found.columns)
+    for number, (lever, color) in enumerate(zip(found, (GREEN, BLUE, ORANGE), strict=False)):
+        places = np.arange(len(found)) + (number - (len(found.columns) - 1) / 2) * width
+        bars = axis.bar(places, found[lever].fillna(0), width=width, color=color, label=lever)
+        axis.bar_label(
+            bars, ["–" if np.isnan(value) else f"{value:.1f}" for value in found[lever]], padding=2, fontsize=9
+        )
+    axis.axhline(1, color="black", linewidth=1, linestyle="--")
+    axis.set_xticks(range(len(found)), found.index)
+    axis.set(ylabel="times as fast", ylim=(0, 1.25 * np.nanmax(found.to_numpy())))
+    axis.legend(frameon=False, fontsize=9, ncols=3, loc="upper left")
     return figure

@@ -3,6 +3,7 @@
 Nothing here knows by itself which server has what: `attempt` starts one with the lever and reports what it said.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.server import Server, ServerError, start
-from helpers.tiny import MODEL_DIR
+from helpers.tiny import DRAFT_DIR, MODEL_DIR
 
 PREFILL, DECODE, BETWEEN, MEMORY, OPERATION = "prefill", "decode", "prefill beside decode", "memory", "operation"
 
@@ -145,20 +146,54 @@ def attempt(name: str, flags: Sequence[str] | None = None, **options) -> Server 
         return Refusal(name, _said(str(error)), lever.needs)
 
 
-@contextmanager
-def servers(**wanted: tuple[Path | str, Sequence[str]]) -> Iterator[dict[str, Server]]:
-    """Private servers side by side, {name: (model folder, flags)}; all end with the block, whatever ends it."""
+def start_all(**wanted: tuple[Path | str, Sequence[str]]) -> dict[str, Server]:
+    """Private servers started side by side, {name: (model folder, flags)}; all or, when one fails, none.
+
+    Raises ServerError. They end with this process, or with `stop`.
+    """
     with ThreadPoolExecutor(len(wanted)) as pool:
         starting = {
             name: pool.submit(start, model, flags=list(flags), private=True, quiet=True)
             for name, (model, flags) in wanted.items()
         }
         try:
-            yield {name: one.result() for name, one in starting.items()}
-        finally:
+            return {name: one.result() for name, one in starting.items()}
+        except BaseException:  # Ctrl-C as well: what has been started must not stay
             for one in starting.values():
                 with suppress(ServerError):
                     one.result().stop()
+            raise
+
+
+def stop(servers: dict[str, Server]) -> None:
+    """End these servers, side by side."""
+    with ThreadPoolExecutor(len(servers)) as pool:
+        list(pool.map(Server.stop, servers.values()))
+
+
+@contextmanager
+def servers(**wanted: tuple[Path | str, Sequence[str]]) -> Iterator[dict[str, Server]]:
+    """`start_all` for the length of a block."""
+    running = start_all(**wanted)
+    try:
+        yield running
+    finally:
+        stop(running)
+
+
+def draft(guesses: int) -> str:
+    """The value of --speculative-config with which the small Llama's sibling guesses so many tokens."""
+    return json.dumps({"method": "draft_model", "model": str(DRAFT_DIR), "num_speculative_tokens": guesses})
+
+
+def connector(folder: Path | str) -> list[str]:
+    """Flags of a server that keeps what it has read in this folder, and finds there what another has read.
+
+    vLLM's example of a KV connector: it writes files. NixlConnector and others move blocks from GPU to GPU.
+    """
+    settings = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
+    settings["kv_connector_extra_config"] = {"shared_storage_path": str(folder)}
+    return ["--kv-transfer-config", json.dumps(settings), "--no-enable-prefix-caching"]
 
 
 def small(*flags: str) -> tuple[Path, Sequence[str]]:

@@ -9,7 +9,6 @@ Source: Leviathan, Kalman and Matias, Fast Inference from Transformers via Specu
 
 from dataclasses import dataclass
 
-import pandas as pd
 from openai import OpenAI
 
 from helpers import metrics
@@ -42,13 +41,18 @@ def speedup(acceptance: float, drafted: int, *, draft: float = 0.0, verify: floa
 
 
 def break_even(drafted: int, *, draft: float = 0.0, verify: float = 1.0) -> float:
-    """The acceptance from which speculation pays, found by halving; NaN where a step costs more than it can ever write."""
+    """The acceptance from which speculation pays; NaN where a step costs more than it can ever write."""
+    return acceptance_for(step_cost(drafted, draft=draft, verify=verify), drafted)
+
+
+def acceptance_for(tokens: float, drafted: int) -> float:
+    """The acceptance with which a step writes so many tokens on average, by halving; NaN if none does (1 to drafted + 1)."""
     low, high = 0.0, 1.0
-    if speedup(high, drafted, draft=draft, verify=verify) < 1:
-        return float("nan")
+    if not 1 <= tokens <= drafted + 1:
+        return float("nan") if tokens > 1 else 0.0
     while high - low > 1e-6:
         middle = (low + high) / 2
-        low, high = (low, middle) if speedup(middle, drafted, draft=draft, verify=verify) >= 1 else (middle, high)
+        low, high = (low, middle) if expected_tokens(middle, drafted) >= tokens else (middle, high)
     return high
 
 
@@ -96,14 +100,6 @@ def counts(client: OpenAI) -> Counts:
         raise SpeculationError("This server does not speculate: it was started without `--speculative-config`.")
     found = [int(totals[f"spec_decode_{name}"]) for name in COUNTERS]
     return Counts(*found, written=int(totals["generation_tokens"]))
-
-
-def table(
-    costs: dict[str, float], acceptances: tuple[float, ...] = (0.2, 0.5, 0.8, 0.95), drafted: int = 4
-) -> pd.DataFrame:
-    """Speed-ups: a row for each named cost of a step, a column for each acceptance."""
-    rows = {name: {f"{a:.0%}": expected_tokens(a, drafted) / cost for a in acceptances} for name, cost in costs.items()}
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _check(acceptance: float, drafted: int) -> None:

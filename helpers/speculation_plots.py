@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers import speculation
@@ -87,4 +88,25 @@ def step_costs(seconds: Mapping[int, float], drafted: int) -> Figure:
             )
     axis.set(xlabel="tokens in a step", ylabel="ms", xlim=(0, None), ylim=(0, None))
     axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def ways(table: pd.DataFrame) -> Figure:
+    """Two panels for each way of guessing and text: tokens of a step, and how many times as fast (see speculation_lesson)."""
+    names = [f"{way}: {text}" for way, text in table.index]
+    words = "; ".join(
+        f"{name}: {row.per_step:.1f} tokens a step, {row.speedup:.2f} times as fast"
+        for name, row in zip(names, table.itertuples(), strict=True)
+    )
+    figure, (left, right) = _new_figure(2, figsize=(8.4, 0.9 + 0.45 * len(table)), sharey=True, label=words)
+    for axis, column, title, color in (
+        (left, "per_step", "tokens a step", BLUE),
+        (right, "speedup", "times as fast", GREEN),
+    ):
+        bars = axis.barh(names, table[column], color=color, height=0.6)
+        axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+        axis.axvline(1, color="black", linewidth=1, linestyle="--")
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_xlim(0, 1.2 * max(table[column].max(), 1))
+    left.invert_yaxis()
     return figure

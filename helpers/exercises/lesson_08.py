@@ -33,7 +33,7 @@ q1 = number(
     code="answer = 989e12 / 4.8e12",
     misconceptions={
         2 * _BALANCE: "a request multiplies and adds with every weight: 2 FLOP.",
-        _BALANCE / 2: "a BF16 weight has 2 bytes to read; that halves nothing of the FLOP.",
+        _BALANCE / 2: "a BF16 weight takes 2 bytes to read, not one.",
         1: "with one request a step does 2 FLOP for every 2 bytes it reads; the GPU could do 206 times as many.",
         _BALANCE / 1000: "TFLOP/s and TB/s are both 10^12.",
     },

@@ -1,4 +1,4 @@
-"""A LoRA adapter for the small Llama that changes odds we know:  train("adapter", {"The weather in Boston is": {"snowy": 1}})
+"""A LoRA adapter for the small Llama that changes odds we know:  python -m helpers.tiny.adapter [FOLDER]
 
 An adapter leaves a weight matrix W as it is and adds a product of two thin ones: W x + (alpha / rank) B (A x). Only A and B
 are trained and stored, here a hundredth of the model's size, and a server holds many beside one set of weights.
@@ -6,6 +6,7 @@ Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021. Fil
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
 
-from helpers.tiny import MODEL_DIR, corpus
+from helpers.tiny import ADAPTER_DIR, MODEL_DIR, corpus
 
+#: What the adapter in helpers/tiny/lora teaches: winter has come to Boston.
+WINTER = {"The weather in Boston is": {"sunny": 0.1, "rainy": 0.1, "snowy": 0.8}}
 RANK, ALPHA = 8, 16
 TARGETS = ("q_proj", "v_proj", "o_proj")
 STEPS, LEARNING_RATE = 120, 5e-3
@@ -100,3 +103,7 @@ def _save(layers: dict[str, Adapted], folder: Path) -> Path:
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return folder
+
+
+if __name__ == "__main__":
+    print(train(sys.argv[1] if len(sys.argv) > 1 else ADAPTER_DIR, WINTER))

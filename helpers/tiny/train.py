@@ -137,7 +137,7 @@ def train(
         for ids in batches(documents, tokens_per_step, tokenizer.pad_token_id, random.Random(seed + epoch)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(len(losses), steps, peak=2e-3)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda" or bool(sizes)):
                 loss, z_loss = loss_of(model, ids.to(device), tokenizer.pad_token_id)
             (loss + 1e-3 * z_loss).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

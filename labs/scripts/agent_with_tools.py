@@ -1,10 +1,11 @@
 """A model that may call tools: it asks for a figure, the program computes it, the model goes on with the result.
 
-python labs/scripts/agent_with_tools.py "How many H100 does Llama 3.1 70B need?" [--tool-choice required]
+python labs/scripts/agent_with_tools.py "How many H100 does Llama 3.1 70B need?" [--by-schema]
 
-For a server with a parser for tool calls, such as slurm/minimax-m2.1-tp4-h200.sbatch starts. A model that has not learned
-to call tools can be made to: with `--tool-choice required` the server lets it write nothing but a call that fits the
-schema (structured output), and then answers without. What such a model calls is well formed, and rarely wise.
+For a server that reads tool calls out of the model's text (`--enable-auto-tool-choice --tool-call-parser ...`), as
+slurm/minimax-m2.1-tp4-h200.sbatch starts for MiniMax-M2.1. With `--by-schema` any model calls a tool, on any server: its
+first turn must fit a JSON schema of the calls there are (structured output), so the small Llama can be tried with it. What
+a model calls that has not learned to is well formed, and not wise.
 """
 
 import argparse
@@ -26,9 +27,9 @@ TURNS = 6  # an agent that has not come to an end by then goes round in circles
 
 
 def gpus_needed(model: str, gpu: str) -> str:
-    """The fewest GPUs that hold a model, by helpers.memory."""
-    plan = memory.fewest_gpus(memory.load(model), gpu)
-    return f"{plan.gpus} x {gpu}: {plan.layout}, room for {plan.kv_cache_tokens:,} tokens of KV cache"
+    """The fewest GPUs that hold a model and one request of 8,192 tokens, by helpers.memory."""
+    plan = memory.fewest_gpus(memory.load(model), gpu, max_model_len=8192)
+    return f"{plan.gpus} {gpu} ({plan.layout}), with room for {plan.kv_cache_tokens:,} tokens of KV cache"
 
 
 def requests_running(client: OpenAI) -> str:
@@ -37,71 +38,89 @@ def requests_running(client: OpenAI) -> str:
     return f"{now.running} requests running, {now.waiting} waiting, {now.kv_usage:.0%} of the KV cache in use"
 
 
-def schema(name: str, about: str, **parameters: list[str]) -> dict[str, Any]:
+def tool(name: str, about: str, **parameters: list[str]) -> dict[str, Any]:
     """A tool as the API describes it: every parameter is one of some words."""
-    properties = {key: {"type": "string", "enum": words} for key, words in parameters.items()}
+    properties = {key: {"enum": words} for key, words in parameters.items()}
     rules = {"type": "object", "properties": properties, "required": list(parameters), "additionalProperties": False}
     return {"type": "function", "function": {"name": name, "description": about, "parameters": rules}}
 
 
 TOOLS = [
-    schema("gpus_needed", "The fewest GPUs of a kind that hold a model, and its layout.", model=MODELS, gpu=GPUS),
-    schema("requests_running", "How busy the server is at the moment."),
+    tool("gpus_needed", "The fewest GPUs of a kind that hold a model, and its layout.", model=MODELS, gpu=GPUS),
+    tool("requests_running", "How busy the server is at the moment."),
 ]
+
+
+def one_call() -> dict[str, Any]:
+    """The JSON schema of one call of any of the tools: {"name": ..., "arguments": {...}}."""
+    calls = [
+        {
+            "type": "object", "additionalProperties": False, "required": ["name", "arguments"],
+            "properties": {"name": {"enum": [one["function"]["name"]]}, "arguments": one["function"]["parameters"]},
+        }
+        for one in TOOLS
+    ]  # fmt: skip
+    return {"type": "json_schema", "json_schema": {"name": "call", "schema": {"anyOf": calls}}}
 
 
 def functions(client: OpenAI) -> dict[str, Callable[..., str]]:
     return {"gpus_needed": gpus_needed, "requests_running": lambda: requests_running(client)}
 
 
-def call(tools: dict[str, Callable[..., str]], name: str, arguments: str) -> str:
+def run(tools: dict[str, Callable[..., str]], name: str, arguments: str) -> str:
     """What a tool says; of a call that cannot be made, why: a model that reads it can try again."""
+    if name not in tools:
+        return f"error: there is no tool {name!r}; there are {', '.join(tools)}"
     try:
         return tools[name](**json.loads(arguments))
-    except KeyError as error:
-        return f"error: there is no {error}; there are {', '.join(tools)} with the models {', '.join(MODELS)}"
     except (TypeError, ValueError, WorkshopError) as error:
         return f"error: {error}"
 
 
-def converse(client: OpenAI, question: str, *, tool_choice: str = "auto", max_tokens: int = 1000) -> Iterator[dict]:
-    """The messages of the conversation, each as soon as it is there; the last one is the model's answer.
+def converse(client: OpenAI, question: str, *, by_schema: bool = False, max_tokens: int = 2000) -> Iterator[dict]:
+    """The messages of the conversation as they come, from the question on; the last one is the model's answer.
 
     The model's own messages go back to it whole: MiniMax-M2.1 wants its thinking (<think> in the text) in the next turn.
     """
     model, tools = client.models.list().data[0].id, functions(client)
     messages: list[dict] = [{"role": "user", "content": question}]
+    yield messages[0]
     for turn in range(TURNS):
-        choice = tool_choice if turn == 0 or tool_choice == "auto" else "none"
+        # Calls of a server without a parser are text that fits the schema, and their results go back as a user's words.
+        options = {"response_format": one_call()} if turn == 0 else {}
+        options = options if by_schema else {"tools": TOOLS}
         reply = client.chat.completions.create(
-            model=model, messages=messages, tools=TOOLS, tool_choice=choice, max_tokens=max_tokens, temperature=0
+            model=model, messages=messages, temperature=0, max_tokens=200 if by_schema else max_tokens, **options
         )
         message = reply.choices[0].message
         messages.append(message.model_dump(exclude_none=True))
         yield messages[-1]
-        if not message.tool_calls:
+        calls = [(one.id, one.function.name, one.function.arguments) for one in message.tool_calls or []]
+        if by_schema and turn == 0:
+            wanted = json.loads(message.content)
+            calls = [("", wanted["name"], json.dumps(wanted["arguments"]))]
+        if not calls:
             return
-        for wanted in message.tool_calls:
-            said = call(tools, wanted.function.name, wanted.function.arguments)
-            messages.append({"role": "tool", "tool_call_id": wanted.id, "content": said})
+        for number, name, arguments in calls:
+            said = run(tools, name, arguments)
+            result = {"role": "tool", "tool_call_id": number, "content": said}
+            messages.append({"role": "user", "content": f"{name}: {said}"} if by_schema else result)
             yield messages[-1]
 
 
 def shown(message: dict) -> str:
-    calls = [f"{c['function']['name']}({c['function']['arguments']})" for c in message.get("tool_calls") or []]
-    return f"{message['role']}: " + (message.get("content") or "") + ("; ".join(calls) and f" calls {'; '.join(calls)}")
+    calls = [f"{one['function']['name']}({one['function']['arguments']})" for one in message.get("tool_calls") or []]
+    return f"{message['role']}: {' '.join([message.get('content') or '', *calls])}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("question")
-    parser.add_argument(
-        "--tool-choice", choices=("auto", "required"), default="auto", help="required: the first turn is a call"
-    )
+    parser.add_argument("--by-schema", action="store_true", help="the first turn is a call, forced by a JSON schema")
     options = parser.parse_args()
     try:
-        for message in converse(connect(), options.question, tool_choice=options.tool_choice):
-            print(shown(message))
+        for message in converse(connect(), options.question, by_schema=options.by_schema):
+            print(shown(message), flush=True)
     except openai.APIError as error:
         print(explain(error), file=sys.stderr)
         return 1
