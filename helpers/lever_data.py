@@ -4,7 +4,8 @@ import math
 
 import pandas as pd
 
-from helpers import parallel_data
+from helpers import bench_report, parallel_data
+from helpers.bench_store import read_all
 from helpers.calibration import measured
 
 WORTH = 1.05  # times as fast: below that a lever is not worth its cost
@@ -27,12 +28,19 @@ def fp8_weights() -> pd.DataFrame:
 def effects() -> pd.DataFrame:
     """A row for each measured pair: lever, model, times the tokens/s with one request (`one`) and with `at` (`many`).
 
-    Pairs are of one host and one matrix; `gpus` says how many H200, `repeats` how often each was measured.
+    Pairs are of one host and one matrix, medians of three unless the name says otherwise; `gpus` says how many H200.
     """
-    tried = parallel_data.tried().reset_index()
+    tried = zip(parallel_data.tried().reset_index().itertuples(), _gpus_of_tried(), strict=True)
     rows = [
-        {"lever": one.what, "model": one.model, "gpus": 2, "one": one.one, "at": one.at, "many": one.many, "repeats": 3}
-        for one in tried.itertuples()
+        {
+            "lever": one.what,
+            "model": one.model,
+            "gpus": gpus,
+            "one": one.one,
+            "at": one.at,
+            "many": one.many,
+        }
+        for one, gpus in tried
     ]
     small, big = parallel_data.two_gpus("llama-3.1-8b"), parallel_data.two_gpus("qwen2.5-32b")
     rows += [
@@ -44,9 +52,19 @@ def effects() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _gpus_of_tried() -> list[int]:
+    """How many GPUs each row of parallel_data.tried has, which does not say it."""
+    return [
+        1 if row.startswith("TP1") else 2
+        for what, row, to, _ in parallel_data.TRIED
+        for results in read_all(parallel_data.BENCH)
+        for _ in {*bench_report.ratios(results, row, to=to).query("input_len == 512")["model"]}
+    ]
+
+
 def _pair(lever: str, model: str, table: pd.DataFrame, row: str, to: str, at: int) -> dict:
     one, many = (parallel_data.speed(table, row, n) / parallel_data.speed(table, to, n) for n in (1, at))
-    return {"lever": lever, "model": model, "gpus": 2, "one": one, "at": at, "many": many, "repeats": 3}
+    return {"lever": lever, "model": model, "gpus": 2, "one": one, "at": at, "many": many}
 
 
 def _guesses() -> dict:
@@ -54,8 +72,8 @@ def _guesses() -> dict:
     speeds = {(one["run"], one["max_concurrency"]): one["output_throughput"] for one in measured()["throughput"]}
     one, many = (speeds["tp4_fp8kv_ngram", n] / speeds["tp4", n] for n in (1, 128))
     return {
-        "lever": "n-gram guesses, none right (and FP8 cache)", "model": parallel_data.MODEL, "gpus": 4, "one": one,
-        "at": 128, "many": many, "repeats": 1,
+        "lever": "n-gram guesses, none right (FP8 cache, one run)", "model": parallel_data.MODEL, "gpus": 4, "one": one,
+        "at": 128, "many": many,
     }  # fmt: skip
 
 

@@ -73,9 +73,11 @@ def prefixes(server: OpenAI, prefix: int = 1500, own: int = 20, times: int = 8, 
     return Prefixes(statistics.median(anew), statistics.median(found), hits)
 
 
-def _first_token(server: OpenAI, model: str, prompt: list[int], **body) -> float:
+def _first_token(server: OpenAI, model: str, prompt: list[int], **more: str) -> float:
+    """Seconds until one token is there. Without the openai client's typed call, which goes through all ids one by one."""
+    body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, **more}
     began = time.perf_counter()
-    server.completions.create(model=model, prompt=prompt, max_tokens=1, temperature=0, extra_body=body)
+    server.post("/completions", body=body, cast_to=object)
     return time.perf_counter() - began
 
 

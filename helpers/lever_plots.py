@@ -180,7 +180,8 @@ def quality_bars(table: pd.DataFrame, size: pd.Series) -> Figure:
 
 def effects(rows: pd.DataFrame) -> Figure:
     """helpers.lever_data.effects: a bar for each pair, times the tokens/s with one request and with many."""
-    names = [f"{one.lever}\n{one.model}, {one.gpus} GPUs" for one in rows.itertuples()]
+    names = [f"{one.lever}\n{one.model}, {one.gpus} GPU{'s' * (one.gpus > 1)}" for one in rows.itertuples()]
+    places = range(len(rows))
     words = "; ".join(
         f"{one.lever}, {one.model}: {one.one:.2f} with one request, {one.many:.2f} with {one.at}"
         for one in rows.itertuples()
@@ -188,7 +189,7 @@ def effects(rows: pd.DataFrame) -> Figure:
     figure, axes = _new_figure(2, figsize=(9, 0.9 + 0.42 * len(rows)), sharey=True, label=words)
     for axis, column, title in ((axes[0], "one", "one request"), (axes[1], "many", "many requests")):
         values = rows[column].where((rows["at"] > 1) | (column == "one"))
-        axis.barh(names, values - 1, left=1, color=[BLUE if value >= 1 else RED for value in values], height=0.6)
+        axis.barh(places, values - 1, left=1, color=[BLUE if value >= 1 else RED for value in values], height=0.6)
         for place, value in enumerate(values):
             said = (
                 "not measured"
@@ -203,7 +204,8 @@ def effects(rows: pd.DataFrame) -> Figure:
         )
         axis.tick_params(axis="y", labelsize=8)
         axis.minorticks_off()
-    axes[0].invert_yaxis()
+    axes[0].set_yticks(places, names)
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
 
 

@@ -45,10 +45,8 @@ def seconds(server: OpenAI | Server, work: Workload, *, share: bool = False, at_
     model, salt = model_of(server), uuid.uuid4().hex
 
     def ask(prompt: list[int] | str) -> None:
-        server.completions.create(
-            model=model, prompt=prompt, max_tokens=work.output, temperature=0,
-            extra_body={"ignore_eos": True, "cache_salt": salt if share else uuid.uuid4().hex},
-        )  # fmt: skip
+        body = {"model": model, "prompt": prompt, "max_tokens": work.output, "temperature": 0, "ignore_eos": True}
+        server.post("/completions", body=body | {"cache_salt": salt if share else uuid.uuid4().hex}, cast_to=object)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(at_once) as pool:

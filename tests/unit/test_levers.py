@@ -1,0 +1,162 @@
+"""Lesson 08's arithmetic: speculation's formulas, quantised checkpoints, diagnoses, the decision table."""
+
+import math
+import random
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import diagnosis, lever_data, levers, quality, quantize, speculation
+from helpers.models import load
+from helpers.tiny import ADAPTER_DIR, DRAFT_DIR, MODEL_DIR, adapter, corpus
+from helpers.weights import parameter_count
+
+# --- speculation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("acceptance, drafted", [(0.0, 1), (0.3, 4), (0.8, 4), (0.95, 8), (1.0, 3)])
+def test_expected_tokens_are_those_of_drawing_lots(acceptance, drafted):
+    draw, steps = random.Random(1), 20_000
+
+    def tokens() -> int:
+        accepted = 0
+        while accepted < drafted and draw.random() < acceptance:
+            accepted += 1
+        return accepted + 1
+
+    mean = sum(tokens() for _ in range(steps)) / steps
+    assert speculation.expected_tokens(acceptance, drafted) == pytest.approx(mean, rel=0.02)
+
+
+def test_break_even_is_where_the_speedup_is_one():
+    share = speculation.break_even(4, draft=0.2, verify=1.1)
+    assert speculation.speedup(share, 4, draft=0.2, verify=1.1) == pytest.approx(1, abs=1e-4)
+    assert speculation.break_even(4, verify=1.0) == 0 or speculation.break_even(4, verify=1.0) < 1e-5
+    assert math.isnan(speculation.break_even(4, draft=1.0, verify=1.1)), "5 tokens for 5.1 steps never pay"
+
+
+@pytest.mark.parametrize("acceptance", [0.1, 0.5, 0.9])
+def test_the_acceptance_is_found_back_from_the_tokens(acceptance):
+    tokens = speculation.expected_tokens(acceptance, 4)
+    assert speculation.acceptance_for(tokens, 4) == pytest.approx(acceptance, abs=1e-5)
+
+
+def test_counts_tell_steps_with_guesses_from_those_without():
+    counts = speculation.Counts(drafts=10, drafted=40, accepted=30, written=50) - speculation.Counts(0, 0, 0, 0)
+    assert (counts.steps, counts.acceptance, counts.tokens_per_draft) == (20, 0.75, 4)
+    assert speculation.predicted_speedup(counts, cost=1.0) == 50 / 20
+    assert speculation.predicted_speedup(counts, cost=2.0) == 50 / 30
+
+
+def test_shares_that_are_none_are_refused():
+    with pytest.raises(speculation.SpeculationError, match=r"acceptance is 1\.2"):
+        speculation.expected_tokens(1.2, 4)
+    with pytest.raises(speculation.SpeculationError, match="drafted is 0"):
+        speculation.speedup(0.5, 0)
+
+
+# --- quantised checkpoints -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantised")
+    return {way: quantize.quantize(MODEL_DIR, folder / way, way) for way in quantize.WAYS}
+
+
+@pytest.mark.parametrize("way", quantize.WAYS)
+def test_a_checkpoint_takes_the_bytes_that_its_config_foretells(quantised, way):
+    """helpers.quantization reads config.json; here a matrix of every kind must have that size on the disk."""
+    scheme, tensors = load(quantised[way]).quantization, load_file(quantised[way] / "model.safetensors")
+    rows, columns = quantize.layer_weights("model.layers.0.mlp.down_proj").shape
+    parts = {name: t for name, t in tensors.items() if name.startswith("model.layers.0.mlp.down_proj.")}
+    stored = sum(t.nbytes for name, t in parts.items() if not name.endswith("weight_shape"))
+    scales = next(t for name, t in parts.items() if name.endswith("weight_scale"))
+    assert stored - scales.nbytes == rows * columns * scheme.bits // 8
+    assert scales.numel() == rows * (columns // 32 if way == "int4" else 1)
+
+
+def test_rounding_errs_by_half_a_step_at_most(quantised):
+    tensors = load_file(quantised["int8"] / "model.safetensors")
+    name = "model.layers.3.self_attn.q_proj"
+    scale = tensors[f"{name}.weight_scale"].float()
+    restored = tensors[f"{name}.weight"].float() * scale
+    original = quantize.layer_weights(name).float()
+    assert ((restored - original).abs() <= 0.51 * scale).all(), "the scale itself is rounded to BF16"
+    assert torch.equal(load_file(quantised["int8"] / "model.safetensors")["model.norm.weight"], load_file(MODEL_DIR / "model.safetensors")["model.norm.weight"])  # fmt: skip
+
+
+@pytest.mark.parametrize("way, values", [("int4", 16), ("int8", 256)])
+def test_the_picture_s_levels_are_as_many_as_the_bits_have(way, values):
+    levels, new = quantize.rounded(quantize.layer_weights()[0, :32], way)
+    assert len(levels) == values
+    assert all(min(abs(level - one) for level in levels) < 1e-6 for one in new)
+
+
+def test_what_cannot_be_quantised_is_told(tmp_path):
+    with pytest.raises(quantize.QuantizeError, match="choose one of fp8, int8, int4"):
+        quantize.quantize(MODEL_DIR, tmp_path, "int3")
+    with pytest.raises(quantize.QuantizeError, match="llm-compressor"):
+        quantize.quantize(tmp_path, tmp_path / "new", "int8")
+
+
+# --- what ships beside the model ------------------------------------------------------------------------------------
+
+
+def test_the_adapter_and_the_draft_are_of_the_small_llama():
+    shapes = {name: tuple(t.shape) for name, t in load_file(ADAPTER_DIR / "adapter_model.safetensors").items()}
+    assert len(shapes) == 2 * 8 * len(adapter.TARGETS)
+    assert {min(shape) for shape in shapes.values()} == {adapter.RANK}
+    draft, target = load(DRAFT_DIR), load(MODEL_DIR)
+    assert draft.vocab_size == target.vocab_size
+    assert parameter_count(draft) < parameter_count(target) / 8
+
+
+# --- diagnosis and decisions -----------------------------------------------------------------------------------------
+
+
+def test_a_step_waits_for_weights_then_cache_or_arithmetic():
+    alone = diagnosis.diagnose("llama-3.1-8b", "H200", prompt=500, output=300)
+    crowd = diagnosis.diagnose("llama-3.1-8b", "H200", prompt=10, output=2, batch=1000)
+    long = diagnosis.diagnose("llama-3.1-8b", "H200", prompt=100_000, output=1000, batch=8)
+    assert (alone.bound, crowd.bound, long.bound) == ("reading weights", "arithmetic", "reading the cache")
+    assert (alone.phase, crowd.phase) == ("decode", "prefill")
+    assert diagnosis.balance_batch("H200") == [pytest.approx(989 / 4.8)]
+
+
+def test_a_verdict_needs_all_measurements_or_none():
+    rows = pd.DataFrame({
+        "lever": ["a", "a", "b", "b", "c"], "one": [1.2, 1.5, 1.2, 1.0, 0.9], "many": [2.0, math.nan, 1, 1, math.nan],
+    })  # fmt: skip
+    table = lever_data.decisions(rows)
+    assert table["one client"].to_dict() == {"a": "yes", "b": "depends", "c": "no"}
+    assert table["a crowd"].to_dict() == {"a": "yes", "b": "no", "c": "?"}
+    assert table.loc["a", "one request"] == "1.20 to 1.50" and table.loc["c", "many requests"] == "not measured"
+
+
+def test_the_effects_are_those_of_the_measurements():
+    found = lever_data.effects().set_index(["lever", "model"])
+    assert found.loc[("FP8 weights, made while loading", "llama-3.1-70b"), "one"] == pytest.approx(
+        75.23 / 46.26, abs=0.01
+    )
+    assert set(found["gpus"]) == {1, 2, 4}
+
+
+def test_odds_that_moved_are_measured_over_the_known_words():
+    truth = quality.Quality(corpus.ODDS, nats=10, tokens=10)
+    moved = {start: dict(odds) for start, odds in corpus.ODDS.items()}
+    first, second, *_ = moved["The weather in Boston is"]
+    moved["The weather in Boston is"][first] -= 0.1
+    moved["The weather in Boston is"][second] += 0.1
+    other = quality.Quality(moved, nats=20, tokens=10)
+    assert truth.distance == pytest.approx(0) and truth.perplexity == pytest.approx(math.e)
+    assert other.most_moved_from(truth) == pytest.approx(0.1)
+    assert other.moved_from(truth) == pytest.approx(0.1 / len(corpus.ODDS))
+
+
+def test_every_lever_says_what_it_is_for():
+    assert all(one.gain and one.cost for one in levers.LEVERS)
+    with pytest.raises(KeyError, match="prefix caching"):
+        levers.find("warp drive")
