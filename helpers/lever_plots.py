@@ -162,12 +162,12 @@ def odds_moved(before: Quality, after: Quality) -> Figure:
     return figure
 
 
-def quality_bars(table: pd.DataFrame, size: pd.Series) -> Figure:
+def quality_bars(table: pd.DataFrame, size: Mapping[str, int]) -> Figure:
     """Two panels: bytes of the checkpoint, and how far odds moved from BF16's; the index names the ways."""
     words = "; ".join(f"{name}: {size[name] / 1e6:.1f} MB, moved {table['moved'][name]:.4f}" for name in table.index)
     figure, (left, right) = _new_figure(2, figsize=(8.2, 0.9 + 0.45 * len(table)), sharey=True, label=words)
     for axis, values, title, form, color in (
-        (left, size[table.index] / 1e6, "weights, MB", "%.1f", BLUE),
+        (left, [size[name] / 1e6 for name in table.index], "weights, MB", "%.1f", BLUE),
         (right, table["moved"], "odds moved, on average", "%.4f", RED),
     ):
         bars = axis.barh(list(table.index), values, color=color, height=0.6)

@@ -123,7 +123,8 @@ class Refusal:
     needs: str = ""
 
     def __repr__(self) -> str:
-        return f"{self.lever}: not here. vLLM says: {self.words}" + (f" It needs {self.needs}." if self.needs else "")
+        needs = f" It needs {self.needs}." if self.needs else ""
+        return f"{self.lever}: not on this server. vLLM says: {self.words}.{needs}"
 
 
 def find(name: str) -> Lever:
@@ -202,6 +203,10 @@ def small(*flags: str) -> tuple[Path, Sequence[str]]:
 
 
 def _said(error: str) -> str:
-    """The server's own sentence out of a ServerError."""
-    sentence = re.sub(r"\s*Log: \S+$", "", error.removeprefix("The server stopped: "))
-    return re.sub(r"\s+", " ", sentence).strip()
+    """vLLM's own words out of a ServerError, without what helpers.doctor says around them."""
+    words = re.sub(r"\s*Log: \S+$", "", error.removeprefix("The server stopped: "))
+    words = re.sub(
+        r"^vLLM (said|refuses these settings): |^\w*(Error|Exception): | Change the flag that it names\.$", "", words
+    )
+    words = re.sub(r"^\w*(Error|Exception): ", "", words)
+    return re.sub(r"\s+", " ", words).strip().rstrip(".")

@@ -93,8 +93,13 @@ def _compressed(weight: torch.Tensor, scheme: QuantizationScheme) -> dict[str, t
     size = scheme.weights.group_size or weight.shape[1]
     groups = weight.float().reshape(weight.shape[0], -1, size)
     scales, _ = calculate_qparams(groups.amin(-1), groups.amax(-1), scheme.weights)
-    layer = {"weight": weight, "weight_scale": scales.to(weight.dtype)}
+    kept = weight.dtype if scheme.weights.group_size else torch.float32  # vLLM's kernels: many scales, or few
+    layer = {
+        "weight": weight.float(),
+        "weight_scale": scales.to(kept).float(),
+    }  # dividing in BF16 would round once more
     stored = BaseCompressor.get_value_from_registry(scheme.format).compress(layer, scheme)
+    stored["weight_scale"] = stored["weight_scale"].to(kept)
     return {part: value.contiguous() for part, value in stored.items()}
 
 

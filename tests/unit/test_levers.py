@@ -84,7 +84,7 @@ def test_rounding_errs_by_half_a_step_at_most(quantised):
     scale = tensors[f"{name}.weight_scale"].float()
     restored = tensors[f"{name}.weight"].float() * scale
     original = quantize.layer_weights(name).float()
-    assert ((restored - original).abs() <= 0.51 * scale).all(), "the scale itself is rounded to BF16"
+    assert ((restored - original).abs() <= 0.5001 * scale).all()
     assert torch.equal(load_file(quantised["int8"] / "model.safetensors")["model.norm.weight"], load_file(MODEL_DIR / "model.safetensors")["model.norm.weight"])  # fmt: skip
 
 
