@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.server import Server, ServerError, start
-from helpers.tiny import DRAFT_DIR, MODEL_DIR
+from helpers.tiny import MODEL_DIR
 
 PREFILL, DECODE, BETWEEN, MEMORY, OPERATION = "prefill", "decode", "prefill beside decode", "memory", "operation"
 
@@ -182,9 +182,9 @@ def servers(**wanted: tuple[Path | str, Sequence[str]]) -> Iterator[dict[str, Se
         stop(running)
 
 
-def draft(guesses: int) -> str:
-    """The value of --speculative-config with which the small Llama's sibling guesses so many tokens."""
-    return json.dumps({"method": "draft_model", "model": str(DRAFT_DIR), "num_speculative_tokens": guesses})
+def draft(guesses: int, model: Path | str = MODEL_DIR) -> str:
+    """The value of --speculative-config with which `model` guesses so many tokens; by default the small Llama, for itself."""
+    return json.dumps({"method": "draft_model", "model": str(model), "num_speculative_tokens": guesses})
 
 
 def connector(folder: Path | str) -> list[str]:

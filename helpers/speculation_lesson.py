@@ -33,11 +33,6 @@ def compare(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["guesses", "text"])
 
 
-def guess_cost(ways: pd.DataFrame, way: str, drafted: int, verify: float) -> float:
-    """What one guess takes, in steps of the model: (cost of a step - cost of looking at all guesses) / guesses."""
-    return (ways.loc[way, "cost"].mean() - verify) / drafted
-
-
 def points(ways: pd.DataFrame, drafted: int) -> dict[str, tuple[float, float]]:
     """{name: (acceptance of a single guess, measured speed-up)}, for a picture beside the formula's curves.
 
