@@ -114,17 +114,13 @@ class Mixed:
         return float(np.percentile([gap for _, gap in self.gaps], 99))
 
     @property
-    def longest(self) -> float:
-        return max(gap for _, gap in self.gaps)
-
-    @property
     def newcomer(self) -> float:
         """Median seconds to the first token of a long prompt."""
         return statistics.median(self.ttft)
 
 
 def mixed(
-    server: OpenAI, *, writers: int = 3, tokens: int = 400, prompts: int = 4, length: int = 1900,
+    server: OpenAI, *, writers: int = 3, tokens: int = 500, prompts: int = 6, length: int = 1900,
     read: Callable[[list[int]], None] | None = None,
 ) -> Mixed:  # fmt: skip
     """`writers` requests write, and meanwhile `prompts` long ones come in, each for a single token.

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import pandas as pd
 from openai import OpenAI
@@ -15,7 +16,7 @@ from openai import OpenAI
 from helpers import logprobs, scoring
 from helpers.tiny import corpus, evaluate
 
-TEXTS = 60
+TEXTS = 40
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Quality:
         )
 
 
+@cache
 def unseen_texts(count: int = TEXTS, seed: int = 10**6) -> list[str]:
     """Documents of an epoch that training never reached: other draws from the same corpus."""
     return random.Random(seed).sample(corpus.documents(seed), count)
