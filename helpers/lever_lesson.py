@@ -162,26 +162,27 @@ def mixed(
 
 
 def step_seconds(
-    server: OpenAI, at_once: int = 1, *, tokens: int = 100, times: int = 3, prompt: str | None = None
+    server: OpenAI | Server, at_once: int = 1, *, tokens: int = 60, times: int = 3, prompt: str | None = None
 ) -> float:
-    """Seconds a step takes with so many requests in it: the least of `times` runs, after one that does not count."""
+    """Seconds for a token of each of so many requests: the least of `times` runs, after one that does not count.
+
+    A run is the time of `tokens` tokens less that of one, so that prompts and connections are left out.
+    """
     server = client(server)
     model = model_of(server)
 
-    def write(number: int) -> None:
-        text = prompt or words(20, number)
-        server.completions.create(
-            model=model, prompt=text, max_tokens=tokens, temperature=0, extra_body={"ignore_eos": True}
-        )
+    def once(length: int) -> float:
+        def write(number: int) -> None:
+            body = {"model": model, "prompt": prompt or words(20, number), "max_tokens": length, "temperature": 0}
+            server.post("/completions", body=body | {"ignore_eos": True}, cast_to=object)
 
-    def once() -> float:
         with ThreadPoolExecutor(at_once) as pool:
             began = time.perf_counter()
             list(pool.map(write, range(at_once)))
-            return (time.perf_counter() - began) / tokens
+            return time.perf_counter() - began
 
-    once()
-    return min(once() for _ in range(times))
+    once(tokens)
+    return (min(once(tokens) for _ in range(times)) - min(once(1) for _ in range(times))) / (tokens - 1)
 
 
 def pieces(server: OpenAI, prompt: str, tokens: int = 60) -> list[str]:
@@ -191,12 +192,6 @@ def pieces(server: OpenAI, prompt: str, tokens: int = 60) -> list[str]:
         model=model_of(server), prompt=prompt, max_tokens=tokens, temperature=0, stream=True
     )
     return [chunk.choices[0].text for chunk in stream if chunk.choices and chunk.choices[0].text]
-
-
-def text_of(server: OpenAI, prompt: str, tokens: int = 200) -> str:
-    server = client(server)
-    reply = server.completions.create(model=model_of(server), prompt=prompt, max_tokens=tokens, temperature=0)
-    return reply.choices[0].text
 
 
 def cache_tokens(server: OpenAI | Server) -> int:

@@ -147,6 +147,12 @@ def attempt(name: str, flags: Sequence[str] | None = None, **options) -> Server 
         return Refusal(name, _said(str(error)), lever.needs)
 
 
+def attempts(*names: str) -> list[Server | Refusal]:
+    """`attempt` for each of these levers, side by side."""
+    with ThreadPoolExecutor(len(names)) as pool:
+        return list(pool.map(attempt, names))
+
+
 def start_all(**wanted: tuple[Path | str, Sequence[str]]) -> dict[str, Server]:
     """Private servers started side by side, {name: (model folder, flags)}; all or, when one fails, none.
 
