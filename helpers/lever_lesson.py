@@ -261,4 +261,5 @@ def run_script(name: str, *arguments: str) -> None:
     """Run a program of labs/scripts as a terminal would, and print what it prints."""
     command = [sys.executable, str(SCRIPTS / name), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    print(subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.strip())
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    print(done.stdout.strip())

@@ -108,10 +108,10 @@ EXPECTED = {
 }
 #: What the lesson shows of each workload.
 SCENARIOS = {
-    "chatbot": "system prompt of 600 tokens, then turn after turn of 60; answers of 20",
-    "long documents": "six questions about the same 1,500 tokens; answers of 20",
+    "chatbot": "system prompt of 1,200 tokens, then turn after turn of 60; answers of 10",
+    "long documents": "six questions about the same 1,500 tokens; answers of 10",
     "batch labelling": "48 prompts of 12 tokens, none alike; one word each; nobody waits",
-    "agent with tools": "five steps in turn, prompts of 100 to 250 tokens; answers of 80 that repeat what stands before them",
+    "agent with tools": "five steps in turn, prompts of 10 tokens; answers of 70 that repeat what stands before them",
 }
 _WHY = {
     "chatbot": "every turn sends the conversation again, and the answers are short: prompts are most of the work.",

@@ -1,14 +1,15 @@
 """A model that may call tools: it asks for a figure, the program computes it, the model goes on with the result.
 
-python labs/scripts/agent_with_tools.py "How many H100 does Llama 3.1 70B need?" [--by-schema]
+python labs/scripts/agent_with_tools.py "How many H100 does Llama 3.1 70B need?" [--forced]
 
 For a server that reads tool calls out of the model's text (`--enable-auto-tool-choice --tool-call-parser ...`), as
-slurm/minimax-m2.1-tp4-h200.sbatch starts for MiniMax-M2.1. With `--by-schema` any model calls a tool, on any server: its
-first turn must fit a JSON schema of the calls there are (structured output), so the small Llama can be tried with it. What
-a model calls that has not learned to is well formed, and not wise.
+slurm/minimax-m2.1-tp4-h200.sbatch starts for MiniMax-M2.1. With `--forced` any model calls a tool, on any server: its first
+turn must be one of all the calls there are (structured output), so the small Llama can be tried with it. What a model
+calls that has not learned to is well formed, and not wise.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -51,16 +52,14 @@ TOOLS = [
 ]
 
 
-def one_call() -> dict[str, Any]:
-    """The JSON schema of one call of any of the tools: {"name": ..., "arguments": {...}}."""
-    calls = [
-        {
-            "type": "object", "additionalProperties": False, "required": ["name", "arguments"],
-            "properties": {"name": {"enum": [one["function"]["name"]]}, "arguments": one["function"]["parameters"]},
-        }
-        for one in TOOLS
-    ]  # fmt: skip
-    return {"type": "json_schema", "json_schema": {"name": "call", "schema": {"anyOf": calls}}}
+def calls() -> list[str]:
+    """Every call that there is, as JSON: {"name": ..., "arguments": {...}}."""
+    found = []
+    for one in (one["function"] for one in TOOLS):
+        rules = one["parameters"]["properties"]
+        for words in itertools.product(*(rule["enum"] for rule in rules.values())):
+            found.append(json.dumps({"name": one["name"], "arguments": dict(zip(rules, words, strict=True))}))
+    return found
 
 
 def functions(client: OpenAI) -> dict[str, Callable[..., str]]:
@@ -77,7 +76,7 @@ def run(tools: dict[str, Callable[..., str]], name: str, arguments: str) -> str:
         return f"error: {error}"
 
 
-def converse(client: OpenAI, question: str, *, by_schema: bool = False, max_tokens: int = 2000) -> Iterator[dict]:
+def converse(client: OpenAI, question: str, *, forced: bool = False, max_tokens: int = 2000) -> Iterator[dict]:
     """The messages of the conversation as they come, from the question on; the last one is the model's answer.
 
     The model's own messages go back to it whole: MiniMax-M2.1 wants its thinking (<think> in the text) in the next turn.
@@ -86,40 +85,42 @@ def converse(client: OpenAI, question: str, *, by_schema: bool = False, max_toke
     messages: list[dict] = [{"role": "user", "content": question}]
     yield messages[0]
     for turn in range(TURNS):
-        # Calls of a server without a parser are text that fits the schema, and their results go back as a user's words.
-        options = {"response_format": one_call()} if turn == 0 else {}
-        options = options if by_schema else {"tools": TOOLS}
+        # Without a parser a call is text that we read ourselves, and what comes of it goes back as a user's words.
+        options = {"extra_body": {"structured_outputs": {"choice": calls()}}} if turn == 0 else {}
+        options = options if forced else {"tools": TOOLS}
         reply = client.chat.completions.create(
-            model=model, messages=messages, temperature=0, max_tokens=200 if by_schema else max_tokens, **options
+            model=model, messages=messages, temperature=0, max_tokens=200 if forced else max_tokens, **options
         )
         message = reply.choices[0].message
         messages.append(message.model_dump(exclude_none=True))
         yield messages[-1]
-        calls = [(one.id, one.function.name, one.function.arguments) for one in message.tool_calls or []]
-        if by_schema and turn == 0:
-            wanted = json.loads(message.content)
-            calls = [("", wanted["name"], json.dumps(wanted["arguments"]))]
-        if not calls:
+        wanted = [(one.id, one.function.name, one.function.arguments) for one in message.tool_calls or []]
+        if forced and turn == 0:
+            call = json.loads(message.content)
+            wanted = [("", call["name"], json.dumps(call["arguments"]))]
+        if not wanted:
             return
-        for number, name, arguments in calls:
+        for number, name, arguments in wanted:
             said = run(tools, name, arguments)
             result = {"role": "tool", "tool_call_id": number, "content": said}
-            messages.append({"role": "user", "content": f"{name}: {said}"} if by_schema else result)
+            messages.append({"role": "user", "content": f"{name}: {said}"} if forced else result)
             yield messages[-1]
 
 
 def shown(message: dict) -> str:
-    calls = [f"{one['function']['name']}({one['function']['arguments']})" for one in message.get("tool_calls") or []]
-    return f"{message['role']}: {' '.join([message.get('content') or '', *calls])}"
+    wanted = [f"{one['function']['name']}({one['function']['arguments']})" for one in message.get("tool_calls") or []]
+    return f"{message['role']}: {' '.join([message.get('content') or '', *wanted])}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("question")
-    parser.add_argument("--by-schema", action="store_true", help="the first turn is a call, forced by a JSON schema")
+    parser.add_argument(
+        "--forced", action="store_true", help="the first turn is a call, whatever the model has learned"
+    )
     options = parser.parse_args()
     try:
-        for message in converse(connect(), options.question, by_schema=options.by_schema):
+        for message in converse(connect(), options.question, forced=options.forced):
             print(shown(message), flush=True)
     except openai.APIError as error:
         print(explain(error), file=sys.stderr)
