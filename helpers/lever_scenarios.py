@@ -32,8 +32,8 @@ def workloads(seed: int) -> dict[str, Workload]:
     system, document = words(1200, seed), words(1500, seed + 1)
     turns = words(8 * 60, seed + 2)
     return {
-        "chatbot": Workload(tuple(system + turns[: 60 * n] for n in range(1, 9)), 10),
-        "long documents": Workload(tuple(document + words(20, seed + 30 + n) for n in range(6)), 10),
+        "chatbot": Workload(tuple(system + turns[: 60 * n] for n in range(1, 9)), 5),
+        "long documents": Workload(tuple(document + words(20, seed + 30 + n) for n in range(6)), 5),
         "batch labelling": Workload(tuple(words(12, seed + 50 + n) for n in range(48)), 1, in_turn=False),
         "agent with tools": Workload(tuple(LIST.replace("apples", fruit) for fruit in FRUIT), 70),
     }
@@ -54,7 +54,7 @@ def seconds(server: OpenAI | Server, work: Workload, *, share: bool = False, at_
     return time.perf_counter() - began
 
 
-def measure(plain: OpenAI | Server, guessing: OpenAI | Server, *, times: int = 3, seed: int = 0) -> pd.DataFrame:
+def measure(plain: OpenAI | Server, guessing: OpenAI | Server, *, times: int = 2, seed: int = 0) -> pd.DataFrame:
     """How many times as fast each workload is with each lever; missing where the lever cannot be pulled.
 
     Least seconds of `times` runs, the variants in turn. Requests that wait for an answer cannot all be sent at once.

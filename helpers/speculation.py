@@ -58,12 +58,18 @@ def acceptance_for(tokens: float, drafted: int) -> float:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a server counted: steps that had guesses, tokens guessed in them, tokens accepted, and all tokens written."""
+    """What a server counted: steps that had guesses, tokens guessed in them, tokens accepted; and over all requests, which
+    came one at a time: tokens written, steps computed, requests answered.
+
+    A request's first step reads its prompt and writes its first token. The last step may accept more than is wanted.
+    """
 
     drafts: int
     drafted: int
     accepted: int
     written: int
+    steps: int
+    requests: int
 
     @property
     def acceptance(self) -> float:
@@ -71,25 +77,22 @@ class Counts:
         return self.accepted / self.drafted if self.drafted else 0.0
 
     @property
-    def steps(self) -> int:
-        """Each step writes one token of the model's own, and those accepted."""
-        return self.written - self.accepted
-
-    @property
-    def tokens_per_draft(self) -> float:
-        """Tokens written by a step that had guesses."""
-        return 1 + self.accepted / self.drafts if self.drafts else 1.0
+    def tokens_per_step(self) -> float:
+        """Of the steps after a prompt's."""
+        return (self.written - self.requests) / (self.steps - self.requests)
 
     def __sub__(self, before: "Counts") -> "Counts":
         return Counts(*(getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__))
 
 
 def predicted_speedup(counts: Counts, cost: float) -> float:
-    """The speed-up of a run whose steps with guesses cost `cost` steps each, and the others one.
+    """The speed-up of writing, if steps with guesses cost `cost` steps each and the others one.
 
     tokens / (steps without guesses + steps with guesses x cost). If every step has guesses, this is expected tokens / cost.
     """
-    return counts.written / (counts.steps - counts.drafts + counts.drafts * cost)
+    steps = counts.steps - counts.requests
+    guessing = min(counts.drafts, steps)
+    return (counts.written - counts.requests) / (steps - guessing + guessing * cost)
 
 
 def counts(client: OpenAI) -> Counts:
@@ -98,8 +101,9 @@ def counts(client: OpenAI) -> Counts:
     totals = table[table["kind"] == "counter"].groupby("metric")["value"].sum()
     if "spec_decode_num_drafts" not in totals:
         raise SpeculationError("This server does not speculate: it was started without `--speculative-config`.")
-    found = [int(totals[f"spec_decode_{name}"]) for name in COUNTERS]
-    return Counts(*found, written=int(totals["generation_tokens"]))
+    found = [totals[f"spec_decode_{name}"] for name in COUNTERS]
+    steps = table.loc[(table["metric"] == "iteration_tokens_total") & (table["part"] == "count"), "value"].sum()
+    return Counts(*(int(value) for value in (*found, totals["generation_tokens"], steps, totals["request_success"])))
 
 
 def _check(acceptance: float, drafted: int) -> None:

@@ -108,8 +108,8 @@ EXPECTED = {
 }
 #: What the lesson shows of each workload.
 SCENARIOS = {
-    "chatbot": "system prompt of 1,200 tokens, then turn after turn of 60; answers of 10",
-    "long documents": "six questions about the same 1,500 tokens; answers of 10",
+    "chatbot": "system prompt of 1,200 tokens, then turn after turn of 60; answers of 5",
+    "long documents": "six questions about the same 1,500 tokens; answers of 5",
     "batch labelling": "48 prompts of 12 tokens, none alike; one word each; nobody waits",
     "agent with tools": "five steps in turn, prompts of 10 tokens; answers of 70 that repeat what stands before them",
 }

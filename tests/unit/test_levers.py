@@ -43,8 +43,10 @@ def test_the_acceptance_is_found_back_from_the_tokens(acceptance):
 
 
 def test_counts_tell_steps_with_guesses_from_those_without():
-    counts = speculation.Counts(drafts=10, drafted=40, accepted=30, written=50) - speculation.Counts(0, 0, 0, 0)
-    assert (counts.steps, counts.acceptance, counts.tokens_per_draft) == (20, 0.75, 4)
+    """Two requests of 26 tokens: a step for each prompt, and 20 more of which 10 had guesses."""
+    now = speculation.Counts(drafts=11, drafted=44, accepted=33, written=53, steps=23, requests=3)
+    counts = now - speculation.Counts(1, 4, 3, 1, 1, 1)
+    assert (counts.acceptance, counts.tokens_per_step) == (0.75, 50 / 20)
     assert speculation.predicted_speedup(counts, cost=1.0) == 50 / 20
     assert speculation.predicted_speedup(counts, cost=2.0) == 50 / 30
 
