@@ -120,7 +120,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     try:
-        for message in converse(connect(), options.question, forced=options.forced):
+        for message in converse(connect(quiet=True), options.question, forced=options.forced):
             print(shown(message), flush=True)
     except openai.APIError as error:
         print(explain(error), file=sys.stderr)
