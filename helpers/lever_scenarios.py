@@ -73,7 +73,7 @@ def measure(plain: OpenAI | Server, guessing: OpenAI | Server, *, times: int = 2
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def worth(found: pd.DataFrame, least: float = 1.3) -> dict[str, set[str]]:
+def worth(found: pd.DataFrame, least: float = 1.8) -> dict[str, set[str]]:
     """The levers that made a workload at least so many times as fast."""
     return {name: {lever for lever in found if row[lever] >= least} for name, row in found.iterrows()}
 

@@ -22,7 +22,7 @@ class Race:
     counts: Counts
 
 
-def race(plain: OpenAI, guessing: Server, text: str, *, rounds: int = 2) -> Race:
+def race(plain: OpenAI, guessing: Server, text: str, *, rounds: int = 4) -> Race:
     """Let both write after `text`, in turn, so that what else the machine does hits both alike; least times of `rounds`."""
     before, slow, fast = speculation.counts(client(guessing)), [], []
     for _ in range(rounds):
@@ -39,7 +39,7 @@ def compare(plain: OpenAI, guessing: Mapping[str, Server], texts: Mapping[str, s
     rows = {}
     for way, server in guessing.items():
         for name, text in texts.items():
-            found = race(plain, server, text)
+            found = race(plain, server, text, rounds=2)
             rows[way, name] = {
                 "accepted": found.counts.acceptance, "per_step": found.counts.tokens_per_step, "speedup": found.speedup
             }  # fmt: skip
