@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -238,14 +237,26 @@ def structured(server: OpenAI, times: int = 8, tokens: int = 60) -> tuple[float,
             model=model, messages=message, max_tokens=200, temperature=0, response_format=form
         )
         forced.append((time.perf_counter() - began) / reply.usage.completion_tokens)
-        with suppress(ValueError):
-            fits &= set(json.loads(reply.choices[0].message.content)) == set(SCHEMA["required"])
+        fits &= _fits(reply.choices[0].message.content)
         began = time.perf_counter()
         server.chat.completions.create(
             model=model, messages=message, max_tokens=tokens, temperature=0, extra_body={"ignore_eos": True}
         )
         free.append((time.perf_counter() - began) / tokens)
     return statistics.median(forced), statistics.median(free), fits
+
+
+def _fits(answer: str) -> bool:
+    """Whether an answer is JSON as SCHEMA wants it."""
+    try:
+        found, rules = json.loads(answer), SCHEMA["properties"]
+        return (
+            set(found) == set(SCHEMA["required"])
+            and found["city"] in rules["city"]["enum"]
+            and rules["note"]["minLength"] <= len(found["note"]) <= rules["note"]["maxLength"]
+        )
+    except (ValueError, TypeError):
+        return False
 
 
 # --- adapters and scripts ------------------------------------------------------------------------------------------

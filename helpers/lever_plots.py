@@ -180,7 +180,10 @@ def quality_bars(table: pd.DataFrame, size: Mapping[str, int]) -> Figure:
 
 def effects(rows: pd.DataFrame) -> Figure:
     """helpers.lever_data.effects: a bar for each pair, times the tokens/s with one request and with many."""
-    names = [f"{one.lever}\n{one.model}, {one.gpus} GPU{'s' * (one.gpus > 1)}" for one in rows.itertuples()]
+    names = [
+        f"{one.lever}\n{one.model}, {one.gpus} GPU{'s' * (one.gpus > 1)}" + ", long prompts" * (one.prompt > 512)
+        for one in rows.itertuples()
+    ]
     places = range(len(rows))
     words = "; ".join(
         f"{one.lever}, {one.model}: {one.one:.2f} with one request, {one.many:.2f} with {one.at}"
@@ -196,11 +199,15 @@ def effects(rows: pd.DataFrame) -> Figure:
                 if np.isnan(value)
                 else f"{value:.2f}" + (f" at {rows['at'].iloc[place]}" if column == "many" else "")
             )
-            axis.text(max(1 if np.isnan(value) else value, 1) + 0.03, place, said, va="center", fontsize=8)
+            axis.text(max(1 if np.isnan(value) else value, 1) * 1.03, place, said, va="center", fontsize=8)
         axis.axvline(1, color="black", linewidth=1)
         axis.set_title(title, loc="left", fontsize=10)
         axis.set(
-            xlabel="times the tokens/s", xscale="log", xlim=(0.7, 12), xticks=[1, 2, 5], xticklabels=["1", "2", "5"]
+            xlabel="times the tokens/s",
+            xscale="log",
+            xlim=(0.4, 12),
+            xticks=[0.5, 1, 2, 5],
+            xticklabels=["0.5", "1", "2", "5"],
         )
         axis.tick_params(axis="y", labelsize=8)
         axis.minorticks_off()

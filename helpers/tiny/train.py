@@ -7,8 +7,8 @@ bfloat16) and the loss curve as data and as a picture.
 The model: 8 layers, hidden size 256, 8 query heads and 4 KV heads of 32, so that TP 1, 2 and 4 and PP up to 8 are legal
 and one token takes 2 x 8 layers x 4 KV heads x 32 x 2 bytes = 4096 bytes of KV cache.
 
---draft trains its small sibling instead, a tenth of its size, which guesses for it in lesson 08b: 2 layers of 128 with
-the same heads and vocabulary. Three epochs make it good enough, and take eight minutes on two cores.
+--draft trains its small sibling instead, an eighth of its size, which guesses for it in lesson 08b: 2 layers of 128 with
+the same heads and vocabulary. Three epochs make it good enough, and take some ten minutes on two cores.
 """
 
 import argparse

@@ -1,16 +1,30 @@
 """Lesson 08's arithmetic: speculation's formulas, quantised checkpoints, diagnoses, the decision table."""
 
+import json
 import math
 import random
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import diagnosis, lever_data, levers, quality, quantize, speculation
+from helpers import (
+    bench_report,
+    diagnosis,
+    host_memory,
+    lever_data,
+    lever_lesson,
+    levers,
+    quality,
+    quantize,
+    speculation,
+)
+from helpers.bench_checks import placed
+from helpers.bench_matrix import read
 from helpers.models import load
-from helpers.tiny import ADAPTER_DIR, MODEL_DIR, adapter, corpus
+from helpers.tiny import ADAPTER_DIR, DRAFT_DIR, MODEL_DIR, adapter, corpus
 
 # --- speculation --------------------------------------------------------------------------------------------------
 
@@ -106,6 +120,13 @@ def test_what_cannot_be_quantised_is_told(tmp_path):
 # --- what ships beside the model ------------------------------------------------------------------------------------
 
 
+def test_the_draft_model_is_a_small_sibling():
+    small, large = (load(folder) for folder in (DRAFT_DIR, MODEL_DIR))
+    assert small.vocab_size == large.vocab_size
+    bytes_of = [(folder / "model.safetensors").stat().st_size for folder in (DRAFT_DIR, MODEL_DIR)]
+    assert bytes_of[0] < bytes_of[1] / 8
+
+
 def test_the_adapter_is_of_the_small_llama():
     shapes = {name: tuple(t.shape) for name, t in load_file(ADAPTER_DIR / "adapter_model.safetensors").items()}
     assert len(shapes) == 2 * 8 * len(adapter.TARGETS)
@@ -140,6 +161,54 @@ def test_the_effects_are_those_of_the_measurements():
         75.23 / 46.26, abs=0.01
     )
     assert set(found["gpus"]) == {1, 2, 4}
+
+
+@pytest.mark.parametrize("name", ["reads", "steps", "context", "bus"])
+def test_the_lever_results_are_of_the_matrices_beside_them(name):
+    results = lever_data.kept(name)
+    rows = {row.name: row for row in read(lever_data.LEVERS / f"{name}.toml").rows}
+    rows = {replace(row, gpus=placed(row, results.machine)).fingerprint: row.name for row in rows.values()}
+    assert {server["fingerprint"]: server["name"] for server in results.servers} == rows
+    table = bench_report.table(results)
+    assert (table["failed"] == 0).all() and (table["prefix_hits"] == 0).all() and not results.failures
+    single = table["row"].str.contains("host memory") & (name == "bus")  # its time was up
+    assert (table["repeats"] == single.map({True: 1, False: 3})).all()
+    assert ((table["highest"] / table["lowest"])[table["concurrency"] == 1].max() < 1.2) and (
+        table["share"].dropna() < 0.9
+    ).all()
+
+
+def test_what_halves_the_cache_of_a_token_doubles_the_tokens():
+    assert lever_data.cache_gain("reads", "TP1, FP8 cache", to="TP1") == pytest.approx(2, abs=0.02)
+    assert lever_data.cache_gain("context", "TP2, DCP2", to="TP2") == pytest.approx(2, abs=0.02)
+
+
+def test_host_memory_was_found_where_the_seconds_say():
+    found = lever_data.host_memory()["offload"]
+    whole = host_memory.PROMPTS * host_memory.PROMPT
+    assert found["tokens"]["from host memory"] == whole and found["tokens"]["on the GPU"] > 0.99 * whole
+    computed, host, gpu = lever_data.first_tokens().values()
+    assert computed > 3 * host > 3 * gpu
+
+
+def test_host_memory_is_measured_beside_a_gpu_only(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="0 GPUs, and number 0 was asked for"):
+        host_memory.main([str(tmp_path / "out.json")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "answer, fits",
+    [
+        (json.dumps({"city": "Boston", "note": 25 * "x"}), True),
+        (json.dumps({"city": "Rome", "note": 25 * "x"}), False),
+        (json.dumps({"city": "Boston", "note": "short"}), False),
+        ('{"city": "Bos', False),
+        ("3", False),
+    ],
+)
+def test_an_answer_that_is_cut_off_or_breaks_the_schema_does_not_fit(answer, fits):
+    assert lever_lesson._fits(answer) is fits
 
 
 def test_odds_that_moved_are_measured_over_the_known_words():
