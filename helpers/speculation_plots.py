@@ -45,7 +45,7 @@ def curves(drafted: int, costs: Mapping[str, float], points: Mapping[str, tuple[
     words = "; ".join(
         f"{name}: breaks even at {speculation.break_even(drafted, verify=cost):.0%}" for name, cost in costs.items()
     )
-    figure, (axis,) = _new_figure(figsize=(7.2, 3.5), label=f"Speed-up over acceptance with {drafted} guesses. {words}")
+    figure, (axis,) = _new_figure(figsize=(7.2, 4.2), label=f"Speed-up over acceptance with {drafted} guesses. {words}")
     shares = np.linspace(0, 1, 101)
     for (name, cost), color in zip(costs.items(), (BLUE, GREEN, ORANGE, RED), strict=False):
         axis.plot(
@@ -54,7 +54,7 @@ def curves(drafted: int, costs: Mapping[str, float], points: Mapping[str, tuple[
             color=color,
             label=f"{name}: a step costs {cost:.2f}",
         )
-    for (name, (acceptance, ratio)), marker in zip((points or {}).items(), "oD^s", strict=False):
+    for (name, (acceptance, ratio)), marker in zip((points or {}).items(), "oD^svP", strict=False):
         axis.plot(acceptance, ratio, marker, color="black", markersize=7, label=f"measured: {name}")
     axis.axhline(1, color=GREY, linestyle="--", linewidth=1)
     axis.set(xlabel="share of guesses that are accepted", ylabel="times as fast", xlim=(0, 1), ylim=(0, None))
