@@ -71,7 +71,7 @@ q5 = number(
     misconceptions={
         _MOVED / 50e9: "those are seconds; the question is about milliseconds.",
         1000 * 8 * _MOVED / 50e9: "50 GB/s are bytes already.",
-        1000 * 327_680 / 50e9: "that is one token.",
+        1000 * 327_680 / 50e9: "that is one token of the 8,192.",
         1000 * _MOVED / 400e9: "400 Gb/s are bits: 50 GB/s.",
     },
 )
