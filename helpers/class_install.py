@@ -55,7 +55,8 @@ def install(folder: Path, *, extra: str = "", group: str = "", models: Sequence[
     materials.copy(ROOT, names, folder)
     print(f"{len(names)} files of the workshop are in {folder}", flush=True)
     _run([sys.executable, str(folder / "requirements/install.py"), *filter(None, [extra])], "The packages")
-    _add_kernel(folder)
+    add_kernel(folder)
+    _set_up_lab(folder)
     count = materials.write(ROOT, names, folder / "materials")
     print(f"{count} notebooks and labs, without outputs: {folder / 'materials'}", flush=True)
     for name in OPEN:
@@ -119,12 +120,15 @@ def _run(command: Sequence[str], what: str) -> None:
         raise ClassInstallError(f"{what} could not be installed, for the reason above. Run the same command again.")
 
 
-def _add_kernel(folder: Path) -> None:
-    """The workshop's kernel under the name that its notebooks ask for, and JupyterLab's settings for a class."""
+def add_kernel(folder: Path) -> None:
+    """The workshop's kernel, under the name that its notebooks ask for."""
     argv = [word.replace("{python}", str(python_of(folder))) for word in KERNEL["argv"]]
     spec = folder / "share/jupyter/kernels/python3/kernel.json"
-    settings = folder / ".venv/share/jupyter/lab/settings/overrides.json"
     materials.put(spec, json.dumps(KERNEL | {"argv": argv}, indent=1).encode())
+
+
+def _set_up_lab(folder: Path) -> None:
+    settings = folder / ".venv/share/jupyter/lab/settings/overrides.json"
     materials.put(settings, json.dumps(LAB_SETTINGS, indent=1).encode())
 
 

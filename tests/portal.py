@@ -5,10 +5,13 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 from aiohttp import ClientSession, WSMsgType, web
+
+from helpers import class_install, materials
 
 ROOT = Path(__file__).parent.parent
 APP = ROOT / "slurm" / "ondemand"
@@ -43,7 +46,8 @@ def site(app: Path, **settings: object) -> Path:
     shutil.copytree(APP, app)
     text = (app / "settings.yml").read_text()
     for name, value in settings.items():
-        text, count = re.subn(rf"^( *){name}: .*$", rf"\1{name}: {json.dumps(value)}", text, flags=re.MULTILINE)
+        line = f"{name}: {json.dumps(value)}"
+        text, count = re.subn(rf"^( *){name}: .*$", lambda old, line=line: old[1] + line, text, flags=re.MULTILINE)
         assert count == 1, name
     (app / "settings.yml").write_text(text)
     return app
@@ -161,3 +165,15 @@ def rewritten(headers, host: str, port: str):
     for cookie in cookies:
         kept.add("Set-Cookie", re.sub("^([^;]+)", rf"\1; Path=/node/{host}/{port}", cookie, count=1))
     return kept
+
+
+def class_folder(folder: Path) -> Path:
+    """What helpers.class_install makes, with this run's own environment in place of one to be installed."""
+    names = class_install.files()
+    materials.copy(ROOT, [name for name in names if name.startswith(("helpers/", "slurm/"))], folder)
+    materials.write(ROOT, names, folder / "materials")
+    class_install.add_kernel(folder)
+    (folder / "class/servers").mkdir(parents=True)
+    (folder / ".venv").symlink_to(sys.prefix)
+    shutil.copyfile(ROOT / "slurm/sites/testbed.env", folder / "slurm/sites/here.env")
+    return folder

@@ -185,6 +185,7 @@ c.IdentityProvider.token = ""
 c.IdentityProvider.cookie_options = {"samesite": "Lax"}
 c.KernelSpecManager.ensure_native_kernel = False
 c.KernelSpecManager.allowed_kernelspecs = {"python3"}
+c.LanguageServerManager.autodetect = False
 c.LabApp.default_url = "/lab/tree/notebooks/00_start_here.ipynb"
 c.LabApp.extension_manager = "readonly"
 c.LabApp.news_url = None
