@@ -6,7 +6,7 @@ OPEN ?= yes
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint doctor outputs train cluster cluster-down clean
+.PHONY: help setup lab class test lint doctor outputs train cluster cluster-down clean
 
 help:  ## say what each command does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ setup:  ## make .venv with everything the notebooks need (EXTRA=gpu on a CUDA ma
 
 lab: setup  ## start a vLLM server and JupyterLab at the first lesson; Ctrl-C ends both
 	@$(VENV)/python -m helpers.lab --open $(OPEN)
+
+class:  ## install once for a class, in a folder that all nodes see (FOLDER=/shared/workshop, EXTRA=gpu, GROUP=...)
+	@$(PYTHON) -m helpers.class_install $(or $(FOLDER),$(error name the folder: make class FOLDER=/shared/workshop)) $(addprefix --extra ,$(EXTRA)) $(addprefix --group ,$(GROUP))
 
 test:  ## set up what the tests need and run every check (TESTS="tests/unit tests/notebooks" for some of them)
 	@$(PYTHON) requirements/install.py $(EXTRA) dev

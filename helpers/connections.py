@@ -76,8 +76,13 @@ class Connection:
             Path(draft).unlink(missing_ok=True)
             raise
 
+    @property
+    def is_ours(self) -> bool:
+        """False for a class's, which lies in somebody else's folder."""
+        return self.path.is_relative_to(home())
+
     def remove(self) -> None:
-        if self.path.is_relative_to(home()):
+        if self.is_ours:
             self.path.unlink(missing_ok=True)
 
     def is_gone(self) -> bool:
