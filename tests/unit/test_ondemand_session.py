@@ -28,6 +28,18 @@ def course(tmp_path_factory):
     return class_folder(folder / "class")
 
 
+LAUNCHED = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on():
+    yield
+    for job in LAUNCHED:
+        job.terminate()
+    while LAUNCHED:
+        LAUNCHED.pop().wait(30)
+
+
 def launch(place: Path, course: Path, job: int = 7, **settings) -> subprocess.Popen:
     """The session's job in `place`, started by bash: home and session folder lie there, as does what it prints."""
     app = site(place / f"app{job}", folder=str(course), participant_folder="$HOME/work", **settings)
@@ -38,7 +50,8 @@ def launch(place: Path, course: Path, job: int = 7, **settings) -> subprocess.Po
     (place / "home").mkdir(exist_ok=True)
     environment = {"HOME": str(place / "home"), "PATH": os.environ["PATH"], "SLURM_JOB_ID": str(job)}
     with (staged / "output.log").open("w") as log:
-        return subprocess.Popen(["bash", staged / "job.sh"], env=environment, stdout=log, stderr=log, cwd=staged)
+        LAUNCHED.append(subprocess.Popen(["bash", staged / "job.sh"], env=environment, stdout=log, stderr=log))
+    return LAUNCHED[-1]
 
 
 def told(place: Path, job: int = 7) -> list[str]:

@@ -7,6 +7,7 @@
 # shellcheck shell=bash
 umask 077
 : "${SESSION:=$PWD}" # the session's own folder, of mode 0700
+JOB=${SLURM_JOB_ID:-$$}
 export SESSION
 
 say() { # to the job's log, and to the file that the session's card shows
@@ -80,12 +81,12 @@ check_room() { # 1 MB, so that notebooks can be saved; random bytes, which no fi
 
 hold_session() { # two JupyterLabs would overwrite each other's notebooks: the first one has them
     local holder mark=$MINE/.workshop/session
-    if (set -o noclobber && echo "${SLURM_JOB_ID:-0}" >"$mark") 2>/dev/null; then return; fi
+    if (set -o noclobber && echo "$JOB" >"$mark") 2>/dev/null; then return; fi
     holder=$(<"$mark")
-    if [[ $holder != "${SLURM_JOB_ID:-0}" && -n $(squeue --noheader --jobs "$holder" --states R,PD,CF,S 2>/dev/null) ]]; then
+    if [[ $holder != "$JOB" && -n $(squeue --noheader --jobs "$holder" --states R,PD,CF,S 2>/dev/null) ]]; then
         fail "Your session $holder runs already, with the same notebooks. Go on in its card, or delete that session and launch again."
     fi
-    echo "${SLURM_JOB_ID:-0}" >"$mark" # of a session that could not say goodbye
+    echo "$JOB" >"$mark" # of a session that could not say goodbye
 }
 
 # ---- the participant's notebooks ------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ hash_of() { # what Jupyter's passwd_check takes; on standard input, as arguments
 }
 
 choose_port() { # choose_port TRY: from the job's id; vLLM's ports of slurm/lib/network.sh end in 0, 1 and 2
-    echo $((20005 + ((${SLURM_JOB_ID:-$$} + $1 * 97) * 10) % 12000))
+    echo $((20005 + ((JOB + $1 * 97) * 10) % 12000))
 }
 
 run_lab() { # JupyterLab until it ends; another port when somebody took ours between choosing and listening
@@ -148,7 +149,7 @@ run_lab() { # JupyterLab until it ends; another port when somebody took ours bet
 
 isolate() { # neither this job's Slurm variables nor the participant's own Jupyter reach the lab
     local name
-    SCRATCH=$(mktemp -d "/tmp/workshop-${SLURM_JOB_ID:-$$}-XXXXXX") # local to the node: sockets and locks want that
+    SCRATCH=$(mktemp -d "/tmp/workshop-$JOB-XXXXXX") # local to the node: sockets and locks want that
     for name in "${!SLURM_@}" "${!SBATCH_@}"; do
         [[ $name == SLURM_CONF ]] || unset "$name"
     done
@@ -249,7 +250,7 @@ end_session() { # the lab, its kernels and the server go; the notebooks stay
     [[ -z $job ]] || scancel --quiet "$job"
     if [[ -n ${SCRIPT_PID:-} ]] && kill -TERM "$SCRIPT_PID" 2>/dev/null; then wait "$SCRIPT_PID" 2>/dev/null; fi
     pkill -TERM -P $$ 2>/dev/null
-    [[ $(cat "$MINE/.workshop/session" 2>/dev/null) != "${SLURM_JOB_ID:-0}" ]] || rm -f "$MINE/.workshop/session"
+    [[ $(cat "$MINE/.workshop/session" 2>/dev/null) != "$JOB" ]] || rm -f "$MINE/.workshop/session"
     [[ -z ${port:-} ]] || say "The session has ended: ${ENDED_BY:-JupyterLab was shut down}. Your notebooks are in $MINE."
     exit "$status"
 }
