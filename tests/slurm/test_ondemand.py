@@ -148,3 +148,11 @@ def test_a_server_that_starts_and_ends_with_its_session(cluster, course, tmp_pat
     session.job.cancel()
     session.job.ended()
     assert server.ended() and not server.processes()
+
+
+def test_slurm_itself_refuses_what_one_may_not_use(cluster, course, tmp_path):
+    """Before there is a job there is no card: the dashboard shows what sbatch says."""
+    with pytest.raises(AssertionError, match="[Ii]nvalid partition"):
+        Session(cluster, course, tmp_path, "session", queue="nosuch")
+    with pytest.raises(AssertionError, match="[Rr]eservation is invalid"):
+        Session(cluster, course, tmp_path, "again", reservation="nosuch")

@@ -155,6 +155,7 @@ def test_a_session_on_the_second_port_with_its_end(course, tmp_path):
         address = f"{proxy.origin}/node/{where['host']}/{where['port']}"
         assert httpx.get(f"{address}/api").status_code == 200
         assert httpx.get(f"{address}/api/contents").status_code == 403, "without the password"
+        assert httpx.get(f"{proxy.origin}/node/{where['host']}/1/lab").status_code == 503, "where nothing listens"
     job.send_signal(signal.SIGUSR1)  # Slurm's, two minutes before the limit
     time.sleep(0.5)
     assert job.poll() is None

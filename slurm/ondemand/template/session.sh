@@ -214,22 +214,32 @@ last_words() { grep -v '^ *$' "$SESSION/jupyter.log" 2>/dev/null | tail -n 1 | s
 # ---- a server of the participant's own ------------------------------------------------------------------------------
 
 start_server() { # in the background: the notebooks find it by its connection file
-    cd "$MINE" || return
     export WORKSHOP_CLASS=$CLASS_FOLDER/class PYTHONNOUSERSITE=1
     case $SERVER in
     none | "") ;;
     small)
-        say "The small Llama starts on this node; its notes: $SESSION/server.log"
-        exec "$PYTHON" -m helpers.server >"$SESSION/server.log" 2>&1 </dev/null
+        say "The small Llama starts on this node, within a minute; notebooks find it by themselves."
+        "$PYTHON" -m helpers.keeper --model "$CLASS_FOLDER/helpers/tiny/model" --owner $$ >"$SESSION/server.log" 2>&1 </dev/null &
+        KEEPER=$!
+        watch_keeper &
         ;;
-    *)
-        if "$PYTHON" -m helpers.slurm submit "$SERVER" --time "$HOURS:00:00" --json >"$SESSION/server.json" 2>"$SESSION/server.log"; then
-            say "Your server $SERVER is job $(server_job); python -m helpers.slurm status shows how it is doing. It ends with this session."
-        else
-            say "Your server $SERVER was not started: $(tail -n 1 "$SESSION/server.log") The session goes on without it."
-        fi
-        ;;
+    *) submit_server & ;;
     esac
+}
+
+watch_keeper() { # tell when it could not start
+    until grep -q '^ready ' "$SESSION/server.log"; do
+        kill -0 "$KEEPER" 2>/dev/null || { say "The small Llama was not started: $(tail -n 1 "$SESSION/server.log")"; return; }
+        sleep 1
+    done
+}
+
+submit_server() {
+    if "$PYTHON" -m helpers.slurm submit "$SERVER" --time "$HOURS:00:00" --json >"$SESSION/server.json" 2>"$SESSION/server.log"; then
+        say "Your server $SERVER is job $(server_job); python -m helpers.slurm status shows how it is doing. It ends with this session."
+    else
+        say "Your server $SERVER was not started: $(tail -n 1 "$SESSION/server.log") The session goes on without it."
+    fi
 }
 
 server_job() { sed -n 's/.*"job": "\([0-9]*\)".*/\1/p' "$SESSION/server.json" 2>/dev/null; }
@@ -243,13 +253,15 @@ time_is_nearly_up() { # two minutes before the limit; the job's own wait would t
 }
 
 end_session() { # the lab, its kernels and the server go; the notebooks stay
-    local status=$? job
+    local status=$? pid job
     trap '' USR1 TERM INT HUP
     trap - EXIT
+    for pid in "${SCRIPT_PID:-}" "${KEEPER:-}"; do
+        [[ -z $pid ]] || kill -TERM "$pid" 2>/dev/null
+    done
+    wait # all clean up behind themselves; Slurm leaves 30 s for it (KillWait)
     job=$(server_job)
     [[ -z $job ]] || scancel --quiet "$job"
-    if [[ -n ${SCRIPT_PID:-} ]] && kill -TERM "$SCRIPT_PID" 2>/dev/null; then wait "$SCRIPT_PID" 2>/dev/null; fi
-    pkill -TERM -P $$ 2>/dev/null
     [[ $(cat "$MINE/.workshop/session" 2>/dev/null) != "$JOB" ]] || rm -f "$MINE/.workshop/session"
     [[ -z ${port:-} ]] || say "The session has ended: ${ENDED_BY:-JupyterLab was shut down}. Your notebooks are in $MINE."
     exit "$status"
