@@ -25,12 +25,6 @@ from helpers.errors import WorkshopError
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN = ("class", "models")  # for the instructor to fill
-KERNEL = {
-    "argv": ["{python}", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-    "display_name": "LLM serving workshop",
-    "language": "python",
-    "metadata": {"debugger": True},
-}
 #: JupyterLab for a room of people: no question about news, no look-up of updates, and work saved every half minute.
 LAB_SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {
@@ -122,9 +116,10 @@ def _run(command: Sequence[str], what: str) -> None:
 
 def add_kernel(folder: Path) -> None:
     """The workshop's kernel, under the name that its notebooks ask for."""
-    argv = [word.replace("{python}", str(python_of(folder))) for word in KERNEL["argv"]]
-    spec = folder / "share/jupyter/kernels/python3/kernel.json"
-    materials.put(spec, json.dumps(KERNEL | {"argv": argv}, indent=1).encode())
+    argv = [str(python_of(folder)), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "metadata": {"debugger": True}} | materials.KERNEL
+    path = folder / "share/jupyter/kernels" / spec.pop("name") / "kernel.json"
+    materials.put(path, json.dumps(spec, indent=1).encode())
 
 
 def _set_up_lab(folder: Path) -> None:

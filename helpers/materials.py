@@ -7,10 +7,12 @@ changed. It needs nothing but Python, for an installation starts with it.
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+KERNEL = {"display_name": "LLM serving workshop", "language": "python", "name": "python3"}
 FOLDERS = ("notebooks/", "labs/")
 LIST = "SHA256SUMS"
 
@@ -21,13 +23,30 @@ def belongs(name: str) -> bool:
 
 
 def stripped(text: str) -> str:
-    """A notebook without outputs, execution counts and the widgets' state; all else as it stands."""
+    """A notebook without outputs, execution counts and the widgets' state, as JupyterLab itself would save it.
+
+    It names the class's kernel and this Python: otherwise JupyterLab would write both into every notebook that is merely
+    opened, and the participant would seem to have changed it.
+    """
     notebook = json.loads(text)
-    notebook["metadata"].pop("widgets", None)
+    notebook["metadata"] = {"kernelspec": KERNEL, "language_info": _language()}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell.update(outputs=[], execution_count=None)
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _language() -> dict:
+    """What ipykernel tells of its language."""
+    return {
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+        "version": platform.python_version(),
+    }
 
 
 def write(root: Path, names: Iterable[str], folder: Path) -> int:

@@ -1,5 +1,6 @@
 """One installation for a class: the command run for real, in a clone whose packages are small ones of our own."""
 
+import grp
 import json
 import os
 import shutil
@@ -92,7 +93,8 @@ def test_a_class_gets_all_it_needs_and_can_change_nothing(clone, tmp_path):
     (folder / "class/servers/one.json").write_text("{}")
     (clone / "labs/README.md").write_text("changed")
     started = time.monotonic()
-    code, printed = run(clone, folder)
+    code, printed = run(clone, folder, "--group", grp.getgrgid(os.getgid()).gr_name)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750 and folder.stat().st_gid == os.getgid()
     assert code == 0 and "Packages for" not in printed and time.monotonic() - started < 10
     assert (folder / "materials/labs/README.md").read_text() == "changed"
     assert (folder / "class/servers/one.json").exists() and not [m for m in modes(folder).values() if m & 0o222]
@@ -132,3 +134,16 @@ def test_a_copy_without_git_is_told_so(clone, tmp_path):
     shutil.copytree(clone / "helpers", tmp_path / "workshop/helpers")
     code, printed = run(tmp_path / "workshop", tmp_path / "class")
     assert code == 2 and "is no git repository" in printed and "Traceback" not in printed
+
+
+def test_a_notebook_names_the_kernel_that_the_class_has(tmp_path):
+    """The metadata are those that JupyterLab writes when it opens one: opening is no change."""
+    from ipykernel.ipkernel import IPythonKernel
+
+    shown = json.loads(materials.stripped((ROOT / LESSON).read_text()))["metadata"]
+    told = {name: value for name, value in IPythonKernel().language_info.items() if name != "version"}
+    assert {name: shown["language_info"][name] for name in told} == told
+    assert shown["language_info"]["version"] == sys.version.split()[0]
+    class_install.add_kernel(tmp_path)
+    spec = json.loads((tmp_path / "share/jupyter/kernels/python3/kernel.json").read_text())
+    assert {"name": "python3", **{k: spec[k] for k in ("display_name", "language")}} == shown["kernelspec"]
