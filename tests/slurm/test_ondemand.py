@@ -143,11 +143,11 @@ def test_a_server_that_starts_and_ends_with_its_session(cluster, course, tmp_pat
     told = until(lambda: session.log(), 60, lambda: re.search(r"Your server llama-3.1-8b is job (\d+);", session.log()))
     server = cluster.known(told[1])
     assert server.state() in queue.WAITING | queue.RUNNING
-    until("the limit", 10, lambda: "TimeLimit" in server.facts())
     assert server.facts()["TimeLimit"] == "03:00:00", "the session's hours"
     session.job.cancel()
     session.job.ended()
-    assert server.ended() and not server.processes()
+    server.ended()
+    until(lambda: f"no process: {server.processes()}", 15, lambda: not server.processes())
 
 
 def test_slurm_itself_refuses_what_one_may_not_use(cluster, course, tmp_path):
