@@ -1,0 +1,83 @@
+"""How Sphinx makes `make site`: the repository's notebooks and Markdown as they are, nothing run, nothing fetched."""
+
+from pathlib import Path
+
+from docutils import nodes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+project = "Serving large language models on many GPUs"
+copyright = "the workshop's authors, Apache-2.0"
+extensions = ["myst_nb"]
+root_doc = "README"
+include_patterns = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "notebooks/[0-9]*.ipynb",
+    "labs/*.md",
+    "slurm/README.md",
+    "slurm/*/README.md",
+    "helpers/data/*/README.md",
+]
+exclude_patterns = [".*", "**/.*", "build"]
+#: What the list of pages shows below each heading, in this order; * takes what is not named yet.
+CONTENTS = {
+    "Lessons": ["notebooks/*"],
+    "Labs": ["labs/README", "labs/lab*"],
+    "On a cluster": ["slurm/README", "slurm/*/README"],
+    "About": ["CONTRIBUTING", "helpers/data/*/README"],
+}
+
+nb_execution_mode = "off"
+# The picture or text stored beside a widget shows in its place: a widget's own code would come from the network.
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
+nb_ipywidgets_js = {}
+myst_heading_anchors = 4
+
+html_theme = "pydata_sphinx_theme"
+html_title = "LLM serving workshop"
+html_theme_options = {
+    "navbar_center": [],
+    "navbar_persistent": [],
+    "navbar_end": ["search-button-field"],
+    "search_bar_text": "Search lessons and labs",
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+html_context = {"default_mode": "light"}  # pictures and outputs are made for it
+html_sidebars = {"**": ["pages.html"]}
+templates_path = ["."]
+html_static_path = ["style.css"]
+html_css_files = ["style.css"]
+html_extra_path = ["index.html"]
+html_copy_source = html_show_sourcelink = html_use_index = False
+html_show_search_summary = False  # it would read the pages again, which a browser does not do for files
+
+
+def list_pages(app, name: str, source: list[str]) -> None:
+    """Give the first page the list of all others, which the README itself does not need."""
+    if name == root_doc:
+        tree = "\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {}\n\n{}\n```\n"
+        source[0] += "".join(tree.format(title, "\n".join(pages)) for title, pages in CONTENTS.items())
+
+
+def describe_pictures(app, tree: nodes.document) -> None:
+    """Say in place of a picture, to who cannot see it, what the notebook stored as its text, or which code drew it."""
+    for cell in parts(tree, "cell_code"):
+        code = next(cell.findall(nodes.literal_block)).astext().strip()
+        for bundle in parts(cell, "mime_bundle"):
+            texts = [kind.astext().strip() for kind in bundle if kind["mime_type"] == "text/plain"]
+            told = [text for text in texts if not text.startswith("<Figure")]
+            for image in bundle.findall(nodes.image):
+                image.setdefault("alt", " ".join(told) or f"The picture that this code draws: {code.splitlines()[-1]}")
+
+
+def parts(tree: nodes.Element, kind: str) -> list[nodes.container]:
+    """MyST-NB's containers of one kind."""
+    return [node for node in tree.findall(nodes.container) if node.get("nb_element") == kind]
+
+
+def setup(app) -> None:
+    app.connect("source-read", list_pages)
+    app.connect("doctree-read", describe_pictures)
