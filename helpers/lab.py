@@ -20,6 +20,7 @@ FIRST_LESSON = "notebooks/00_start_here.ipynb"
 def jupyterlab(open_browser: bool) -> subprocess.Popen:
     command = [sys.executable, "-m", "jupyterlab", "--notebook-dir", str(ROOT)]
     command += [f"--LabApp.default_url=/lab/tree/{FIRST_LESSON}"]
+    command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     command += [] if open_browser else ["--no-browser"]
     command += ["--allow-root"] if Path.home() == Path("/root") else []
     return subprocess.Popen(  # a session of its own: Ctrl-C reaches us alone, and we decide the order
