@@ -25,15 +25,6 @@ from helpers.errors import WorkshopError
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN = ("class", "models")  # for the instructor to fill
-#: JupyterLab for a room of people: no question about news, no look-up of updates, and work saved every half minute.
-LAB_SETTINGS = {
-    "@jupyterlab/apputils-extension:notification": {
-        "fetchNews": "false",
-        "checkForUpdates": False,
-        "doNotDisturbMode": True,
-    },
-    "@jupyterlab/docmanager-extension:plugin": {"autosaveInterval": 30},
-}
 
 
 class ClassInstallError(WorkshopError):
@@ -50,7 +41,6 @@ def install(folder: Path, *, extra: str = "", group: str = "", models: Sequence[
     print(f"{len(names)} files of the workshop are in {folder}", flush=True)
     _run([sys.executable, str(folder / "requirements/install.py"), *filter(None, [extra])], "The packages")
     add_kernel(folder)
-    _set_up_lab(folder)
     count = materials.write(ROOT, names, folder / "materials")
     print(f"{count} notebooks and labs, without outputs: {folder / 'materials'}", flush=True)
     for name in OPEN:
@@ -120,11 +110,6 @@ def add_kernel(folder: Path) -> None:
     spec = {"argv": argv, "metadata": {"debugger": True}} | materials.KERNEL
     path = folder / "share/jupyter/kernels" / spec.pop("name") / "kernel.json"
     materials.put(path, json.dumps(spec, indent=1).encode())
-
-
-def _set_up_lab(folder: Path) -> None:
-    settings = folder / ".venv/share/jupyter/lab/settings/overrides.json"
-    materials.put(settings, json.dumps(LAB_SETTINGS, indent=1).encode())
 
 
 def _name_models(folder: Path) -> None:

@@ -87,7 +87,12 @@ class LabPage:
         """The role of the element that gets the keys."""
         return self.page.evaluate("document.activeElement.getAttribute('role') || document.activeElement.tagName")
 
-    def picture(self, name: str) -> None:
+    def picture(self, name: str, show: Locator | None = None) -> None:
+        """Keep a picture of the page, with `show` in view, once nothing moves any more."""
+        if show:
+            show.scroll_into_view_if_needed()
+        self.ready()
+        self.page.wait_for_timeout(500)
         PICTURES.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=PICTURES / f"{name}.png")
 

@@ -50,8 +50,8 @@ def page(browser, jupyterlab):
 
 def test_the_first_lesson_runs_by_clicking(page, live_server):
     assert page.notebook.name == "00_start_here.ipynb"
-    expect(page.page.locator(".jp-Notification-Toast")).to_have_count(0)  # nothing asks anything
     page.picture("lesson_00")
+    assert not page.page.locator(".jp-Notification-Toast-Close").count(), "a question that is none of ours"
     shown = text_of(code_cells(page.run_all()))
     assert live_server.connection.base_url in shown and "KV cache" in shown
     page.picture("lesson_00_run")
@@ -71,8 +71,7 @@ def test_lesson_03_runs_by_clicking_and_its_slider_moves_the_bars(page):
     page.page.mouse.up()
     expect(picture).not_to_have_attribute("src", before)
     assert float(explorer.locator(".widget-readout").first.inner_text()) > 1
-    page.page.wait_for_timeout(500)  # the last redrawing
-    page.picture("lesson_03_slider")
+    page.picture("lesson_03_slider", show=explorer)
 
 
 def test_the_chat_answers_what_is_typed(page):
@@ -81,7 +80,8 @@ def test_the_chat_answers_what_is_typed(page):
     chat.get_by_role("button", name="Send").click()
     expect(chat.locator(".widget-html").first).to_contain_text("user: What is paged attention?")
     expect(chat.locator(".widget-html p")).to_have_count(4)
-    page.picture("lesson_03_chat")
+    expect(chat.locator(".widget-html").first).not_to_contain_text("▌")
+    page.picture("lesson_03_chat", show=chat)
 
 
 def test_all_of_it_by_keys_alone(browser, jupyterlab):
@@ -106,4 +106,4 @@ def test_all_of_it_by_keys_alone(browser, jupyterlab):
         keys.press("ArrowRight")
     expect(picture).not_to_have_attribute("src", before)
     expect(explorer.locator(".widget-readout").first).to_have_text("1.50")
-    page.picture("keys_alone")
+    page.picture("keys_alone", show=picture)

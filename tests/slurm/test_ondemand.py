@@ -6,55 +6,12 @@ import uuid
 
 import httpx
 import pytest
-import yaml
-from portal import Proxy, class_folder, job_script, render, sbatch_options, site
-from testbed import NODES, until
+from portal import Proxy
+from session import HOSTS, LESSON, PORTAL, Session
+from testbed import until
 from websocket import create_connection
 
-from helpers import connections, queue
-
-PORTAL = "https://ondemand.example.edu"
-HOSTS = {f"node{number + 1}": f"10.77.0.1{number + 1}" for number in range(NODES)}
-LESSON = "notebooks/00_start_here.ipynb"
-
-
-@pytest.fixture(scope="module")
-def course(tmp_path_factory):
-    return class_folder(tmp_path_factory.mktemp("shared") / "class")
-
-
-class Session:
-    """A launch of the app: what the dashboard submits, the job's card, and a browser at it."""
-
-    def __init__(self, cluster, course, place, name, **settings):
-        app = site(
-            place / f"app-{name}", folder=str(course), participant_folder="$HOME/work", portal=PORTAL, **settings
-        )
-        self.staged, self.home = place / name, place / "home"
-        self.home.mkdir(exist_ok=True)
-        submit = render(app, self.staged, "course")["submit"]
-        script = self.staged / "job_script_content.sh"
-        script.write_text(job_script(submit, self.staged))
-        given = {"HOME": str(self.home), "WORKSHOP_HOME": str(connections.home())}
-        options = ["--parsable", f"--export={','.join(given)}", *sbatch_options(submit, self.staged)]
-        self.job = cluster.known(cluster.run("sbatch", *options, script, **given).stdout.strip())
-
-    def messages(self):
-        path = self.staged / "messages"
-        return path.read_text() if path.exists() else ""
-
-    def log(self):
-        return (self.staged / "output.log").read_text()
-
-    def connected(self):
-        """Wait for the card's button; host, port and password behind it."""
-
-        def look():
-            assert not self.job.over(), self.log()
-            path = self.staged / "connection.yml"
-            return path.exists() and yaml.safe_load(path.read_text())
-
-        return until(lambda: f"JupyterLab: {self.log()}", 60, look, every=0.05)
+from helpers import queue
 
 
 def run_cell(proxy, browser, base, code):

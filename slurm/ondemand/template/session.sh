@@ -153,7 +153,8 @@ isolate() { # neither this job's Slurm variables nor the participant's own Jupyt
     for name in "${!SLURM_@}" "${!SBATCH_@}"; do
         [[ $name == SLURM_CONF ]] || unset "$name"
     done
-    export JUPYTER_PATH=$CLASS_FOLDER/share/jupyter JUPYTER_CONFIG_DIR=$SESSION JUPYTER_DATA_DIR=$MINE/.workshop/jupyter
+    export JUPYTER_PATH=$CLASS_FOLDER/share/jupyter JUPYTER_CONFIG_PATH=$CLASS_FOLDER/helpers/static/jupyter
+    export JUPYTER_CONFIG_DIR=$SESSION JUPYTER_DATA_DIR=$MINE/.workshop/jupyter
     export JUPYTER_RUNTIME_DIR=$SCRATCH/runtime IPYTHONDIR=$SCRATCH/ipython PYTHONNOUSERSITE=1
     export JUPYTERLAB_SETTINGS_DIR=$MINE/.workshop/settings JUPYTERLAB_WORKSPACES_DIR=$MINE/.workshop/workspaces
     export WORKSHOP_CLASS=$CLASS_FOLDER/class WORKSHOP_ROOT=$CLASS_FOLDER VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
