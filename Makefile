@@ -6,7 +6,7 @@ OPEN ?= yes
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab class test lint doctor outputs site train cluster cluster-down clean
+.PHONY: help setup lab class test lint doctor outputs site screenshots train cluster cluster-down clean
 
 help:  ## say what each command does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,11 @@ site:  ## make all lessons and labs a static site that needs no network: build/s
 	@rm -rf build/site
 	@$(VENV)/python -m sphinx -q -W --keep-going -E -c docs/site -d build/site-work . build/site
 	@echo "The site: build/site/index.html"
+
+screenshots:  ## look at the lessons in a browser, keep the README's pictures (as root: it starts the Slurm cluster)
+	@$(PYTHON) requirements/install.py $(EXTRA) site dev
+	@$(VENV)/python -m pytest -q tests/browser/test_lessons.py tests/slurm/test_ondemand_page.py
+	@$(VENV)/python docs/pictures.py
 
 train: setup  ## train the small Llama anew (minutes on a GPU, many hours on a CPU)
 	@$(VENV)/python -m helpers.tiny.train

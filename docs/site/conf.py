@@ -1,5 +1,6 @@
 """How Sphinx makes `make site`: the repository's notebooks and Markdown as they are, nothing run, nothing fetched."""
 
+import re
 from pathlib import Path
 
 from docutils import nodes
@@ -13,20 +14,25 @@ root_doc = "README"
 include_patterns = [
     "README.md",
     "CONTRIBUTING.md",
+    "CHANGELOG.md",
     "notebooks/[0-9]*.ipynb",
     "labs/*.md",
-    "slurm/README.md",
+    "labs/*/*.ipynb",
+    "slurm/*.md",
     "slurm/*/README.md",
     "helpers/data/*/README.md",
 ]
-exclude_patterns = [".*", "**/.*", "build"]
+exclude_patterns = [".*", "**/.*", "build", "**/node_modules"]
 #: What the list of pages shows below each heading, in this order; * takes what is not named yet.
 CONTENTS = {
     "Lessons": ["notebooks/*"],
-    "Labs": ["labs/README", "labs/lab*"],
-    "On a cluster": ["slurm/README", "slurm/*/README"],
-    "About": ["CONTRIBUTING", "helpers/data/*/README"],
+    "Labs": ["labs/README", "labs/lab*", "labs/*", "labs/*/*"],
+    "On a cluster": ["slurm/README", "slurm/*", "slurm/*/README"],
+    "About": ["CONTRIBUTING", "C*", "helpers/data/*/README"],
 }
+
+#: A link to a Markdown file or notebook; MyST takes it for a page of the site.
+DOCUMENT = re.compile(r"\]\(([^)\s:#]+\.(?:md|ipynb))(?:#[^)\s]*)?\)")
 
 nb_execution_mode = "off"
 # The picture or text stored beside a widget shows in its place: a widget's own code would come from the network.
@@ -55,8 +61,16 @@ html_copy_source = html_show_sourcelink = html_use_index = False
 html_show_search_summary = False  # it would read the pages again, which a browser does not do for files
 
 
-def list_pages(app, name: str, source: list[str]) -> None:
-    """Give the first page the list of all others, which the README itself does not need."""
+def read(app, name: str, source: list[str]) -> None:
+    """Adapt a page's text: files that are no pages are downloads, and the first page gets the list of all others."""
+    folder = Path(app.env.doc2path(name)).parent
+
+    def aim(link: re.Match) -> str:
+        target = (folder / link[1]).resolve()
+        is_page = not target.exists() or app.project.path2doc(target) in app.env.found_docs
+        return link[0] if is_page else f"](path:{link[1]})"
+
+    source[0] = DOCUMENT.sub(aim, source[0])
     if name == root_doc:
         tree = "\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {}\n\n{}\n```\n"
         source[0] += "".join(tree.format(title, "\n".join(pages)) for title, pages in CONTENTS.items())
@@ -79,5 +93,5 @@ def parts(tree: nodes.Element, kind: str) -> list[nodes.container]:
 
 
 def setup(app) -> None:
-    app.connect("source-read", list_pages)
+    app.connect("source-read", read)
     app.connect("doctree-read", describe_pictures)

@@ -1,6 +1,7 @@
 """The Open OnDemand app, rendered by Ruby's ERB as the dashboard does: what it asks of Slurm, what it shows, what it runs."""
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -156,6 +157,17 @@ def test_the_card_posts_the_password_and_says_what_the_job_said(app, tmp_path):
     assert {field.get("name"): field.get("value") for field in form.iter("input")} == {"password": "s3cret"}
     assert card["info"].splitlines() == ["- JupyterLab is ready", "- Not started: no &lt;room&gt; &amp; more"]
     assert str(staged / "output.log") in card["completed"]
+
+
+def test_the_readme_knows_every_sentence_with_which_a_session_ends():
+    told = re.findall(r'fail "([^"]+)"|"(The session has ended[^"]+)"', (APP / "template/session.sh").read_text())
+    rows = (APP / "README.md").read_text().partition("## When something fails")[2].splitlines()
+    known = [row for line in rows for row in re.findall("`([^`]+)`", line.split("|")[1] if "|" in line else "")]
+    patterns = [re.escape(row).replace(r"\.\.\.", ".+").replace("NODE", r"\S+") for row in known]
+    assert len(told) >= 11
+    for refusal, ending in told:
+        sentence = refusal or ending.replace("${ENDED_BY:-JupyterLab was shut down}", "its time was over")
+        assert any(re.match(pattern, sentence) for pattern in patterns), sentence
 
 
 def test_manifest_and_icon():
