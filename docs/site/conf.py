@@ -1,6 +1,8 @@
 """How Sphinx makes `make site`: the repository's notebooks and Markdown as they are, nothing run, nothing fetched."""
 
+import fnmatch
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from docutils import nodes
@@ -23,12 +25,12 @@ include_patterns = [
     "helpers/data/*/README.md",
 ]
 exclude_patterns = [".*", "**/.*", "build", "**/node_modules"]
-#: What the list of pages shows below each heading, in this order; * takes what is not named yet.
+#: What the list of pages shows below each heading, in this order; each page once.
 CONTENTS = {
     "Lessons": ["notebooks/*"],
-    "Labs": ["labs/README", "labs/lab*", "labs/*", "labs/*/*"],
-    "On a cluster": ["slurm/README", "slurm/*", "slurm/*/README"],
-    "About": ["CONTRIBUTING", "C*", "helpers/data/*/README"],
+    "Labs": ["labs/README", "labs/lab*", "labs/*"],
+    "On a cluster": ["slurm/README", "slurm/*"],
+    "About": ["*"],
 }
 
 #: A link to a Markdown file or notebook; MyST takes it for a page of the site.
@@ -72,8 +74,16 @@ def read(app, name: str, source: list[str]) -> None:
 
     source[0] = DOCUMENT.sub(aim, source[0])
     if name == root_doc:
-        tree = "\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {}\n\n{}\n```\n"
-        source[0] += "".join(tree.format(title, "\n".join(pages)) for title, pages in CONTENTS.items())
+        source[0] += "".join(contents(app.env.found_docs - {root_doc}))
+
+
+def contents(found: set[str]) -> Iterator[str]:
+    """A hidden table of contents for each heading."""
+    for title, patterns in CONTENTS.items():
+        pages = dict.fromkeys(page for pattern in patterns for page in fnmatch.filter(sorted(found), pattern))
+        found = found - pages.keys()
+        listed = "\n".join(pages)
+        yield f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{listed}\n```\n"
 
 
 def describe_pictures(app, tree: nodes.document) -> None:
