@@ -6,7 +6,7 @@ OPEN ?= yes
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint doctor outputs train cluster cluster-down clean
+.PHONY: help setup lab class test lint doctor outputs site screenshots train cluster cluster-down clean
 
 help:  ## say what each command does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,8 +18,11 @@ setup:  ## make .venv with everything the notebooks need (EXTRA=gpu on a CUDA ma
 lab: setup  ## start a vLLM server and JupyterLab at the first lesson; Ctrl-C ends both
 	@$(VENV)/python -m helpers.lab --open $(OPEN)
 
+class:  ## install once for a class, in a folder that all nodes see (FOLDER=/shared/workshop, EXTRA=gpu, GROUP=...)
+	@$(PYTHON) -m helpers.class_install $(or $(FOLDER),$(error name the folder: make class FOLDER=/shared/workshop)) $(addprefix --extra ,$(EXTRA)) $(addprefix --group ,$(GROUP))
+
 test:  ## set up what the tests need and run every check (TESTS="tests/unit tests/notebooks" for some of them)
-	@$(PYTHON) requirements/install.py $(EXTRA) dev
+	@$(PYTHON) requirements/install.py $(EXTRA) site dev
 	@$(VENV)/ruff check -q . && $(VENV)/ruff format -q --check .
 	@$(VENV)/python -m pytest $(TESTS)
 
@@ -33,6 +36,17 @@ doctor:  ## say what this machine lacks and, where Slurm is, how your newest dep
 
 outputs: setup  ## run the notebooks and keep their outputs (NOTEBOOKS=notebooks/03... for some of them)
 	@$(VENV)/python -m helpers.outputs $(NOTEBOOKS)
+
+site:  ## make all lessons and labs a static site that needs no network: build/site
+	@$(PYTHON) requirements/install.py $(EXTRA) site
+	@rm -rf build/site
+	@$(VENV)/python -m sphinx -q -W --keep-going -E -c docs/site -d build/site-work . build/site
+	@echo "The site: build/site/index.html"
+
+screenshots:  ## look at the lessons in a browser, keep the README's pictures (as root: it starts the Slurm cluster)
+	@$(PYTHON) requirements/install.py $(EXTRA) site dev
+	@$(VENV)/python -m pytest -q tests/browser/test_lessons.py tests/slurm/test_ondemand_page.py
+	@$(VENV)/python docs/pictures.py
 
 train: setup  ## train the small Llama anew (minutes on a GPU, many hours on a CPU)
 	@$(VENV)/python -m helpers.tiny.train

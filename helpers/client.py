@@ -44,7 +44,7 @@ def candidates() -> Iterator[tuple[str, Connection]]:
         yield "VLLM_BASE_URL", Connection(url, model="", api_key=key, log="", state=READY)
         return  # named by hand: trying another server instead would only confuse
     for connection in connections.read_all():
-        yield "connection file", connection
+        yield "connection file" if connection.is_ours else "the class's server", connection
     yield "the default address", Connection(LOCALHOST, model="", api_key=key, log="", state=READY)
 
 

@@ -2,6 +2,9 @@
 
 Whoever runs a server (this package, a Slurm job) keeps one JSON file in `$WORKSHOP_HOME/servers` (by default
 `~/.llm-serving-workshop/servers`), readable by its owner alone because it holds the API key, and removes it at the end.
+
+A class's server is for many: whoever runs it puts a copy of its file into `$WORKSHOP_CLASS/servers`, a folder that the
+class may read. Open OnDemand's sessions set WORKSHOP_CLASS (slurm/ondemand).
 """
 
 import json
@@ -9,7 +12,7 @@ import os
 import socket
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import psutil
@@ -24,12 +27,19 @@ def home() -> Path:
     return Path(os.environ.get("WORKSHOP_HOME") or Path.home() / ".llm-serving-workshop")
 
 
+def folders() -> list[Path]:
+    """Where connection files are: one's own first, then the class's where there is one."""
+    shared = os.environ.get("WORKSHOP_CLASS")
+    return [home() / "servers", *([Path(shared) / "servers"] if shared else [])]
+
+
 @dataclass
 class Connection:
     """One server: where it answers, with which model and key, and where its log is.
 
     `job_id` is the Slurm job's, None for a server started by hand; `pid` is the process on `node` that keeps it alive.
-    A `private` server is an experiment's: its file lies apart, where `connect()` does not look.
+    A `private` server is an experiment's: its file lies apart, where `connect()` does not look. `file` is where it was
+    read from; a class's lies not in our folder and is not ours to remove.
     """
 
     base_url: str
@@ -41,9 +51,12 @@ class Connection:
     pid: int | None = None
     state: str = STARTING
     private: bool = False
+    file: Path | None = field(default=None, compare=False, repr=False)
 
     @property
     def path(self) -> Path:
+        if self.file:
+            return self.file
         port = self.base_url.split(":")[-1].split("/")[0]
         return (
             home()
@@ -57,14 +70,20 @@ class Connection:
         handle, draft = tempfile.mkstemp(dir=self.path.parent, prefix=".draft-")  # mkstemp makes it 0600
         try:
             with os.fdopen(handle, "w") as file:
-                json.dump(asdict(self), file, indent=1)
+                json.dump({name: value for name, value in asdict(self).items() if name != "file"}, file, indent=1)
             os.replace(draft, self.path)
         except BaseException:
             Path(draft).unlink(missing_ok=True)
             raise
 
+    @property
+    def is_ours(self) -> bool:
+        """False for a class's, which lies in somebody else's folder."""
+        return self.path.is_relative_to(home())
+
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        if self.is_ours:
+            self.path.unlink(missing_ok=True)
 
     def is_gone(self) -> bool:
         """True when its process or its Slurm job is known to have ended; what cannot be asked is not called gone."""
@@ -90,14 +109,19 @@ def _job_is_over(job: str, node: str) -> bool:
 
 def read(path: Path | str) -> Connection:
     """Raises OSError, ValueError or TypeError when the file is gone or is not a connection file."""
-    data = json.loads(Path(path).read_text())
-    return Connection(**{field.name: data[field.name] for field in fields(Connection) if field.name in dict(data)})
+    data = dict(json.loads(Path(path).read_text()))
+    known = {each.name for each in fields(Connection)} - {"file"}
+    return Connection(**{name: data[name] for name in known & data.keys()}, file=Path(path))
 
 
 def read_all() -> list[Connection]:
-    """Every connection file, newest first; a file that is not one of ours is passed over."""
+    """Every connection file, one's own before the class's, newest first; a file that is not one of ours is passed over."""
+    return [connection for folder in folders() for connection in _read_folder(folder)]
+
+
+def _read_folder(folder: Path) -> list[Connection]:
     found = []
-    for path in (home() / "servers").glob("*.json"):
+    for path in folder.glob("*.json"):
         with suppress(OSError, ValueError, TypeError):
             found.append((path.stat().st_mtime, read(path)))
     return [connection for _, connection in sorted(found, key=lambda pair: -pair[0])]

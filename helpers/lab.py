@@ -4,6 +4,7 @@ python -m helpers.lab [--open no]          what `make lab` runs
 """
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from helpers.keeper import SET_PDEATHSIG, prctl
 from helpers.server import ServerError, start
 
 ROOT = Path(__file__).parent.parent
+#: JupyterLab's settings where the user has none: no question about news, no look-up of updates, work saved every half minute.
+SETTINGS = Path(__file__).parent / "static/jupyter"
 FIRST_LESSON = "notebooks/00_start_here.ipynb"
 
 
@@ -22,9 +25,11 @@ def jupyterlab(open_browser: bool) -> subprocess.Popen:
     command += [f"--LabApp.default_url=/lab/tree/{FIRST_LESSON}"]
     command += [] if open_browser else ["--no-browser"]
     command += ["--allow-root"] if Path.home() == Path("/root") else []
+    paths = filter(None, [str(SETTINGS), os.environ.get("JUPYTER_CONFIG_PATH")])
     return subprocess.Popen(  # a session of its own: Ctrl-C reaches us alone, and we decide the order
-        command, start_new_session=True, preexec_fn=lambda: prctl(SET_PDEATHSIG, signal.SIGTERM)
-    )
+        command, start_new_session=True, preexec_fn=lambda: prctl(SET_PDEATHSIG, signal.SIGTERM),
+        env=os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(paths)},
+    )  # fmt: skip
 
 
 def main() -> int:

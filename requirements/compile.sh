@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the full pins cpu.txt, gpu.txt and dev.txt from the short lists beside them. Needs uv (pip install uv).
+# Makes the full pins cpu.txt, gpu.txt, site.txt and dev.txt from the short lists beside them. Needs uv (pip install uv).
 set -euo pipefail
 cd "$(dirname "$0")"
 # The machines we pin for, Linux on x86-64 with CPython 3.11 to 3.13, stand in pyproject.toml under [tool.uv];
@@ -11,6 +11,7 @@ plain() { sed -E "s/( and| ;) implementation_name == 'cpython'.*//"; }
 never=$(mktemp); trap 'rm -f "$never"' EXIT
 printf "%s ; sys_platform == 'none'\n" torch torchvision torchaudio torchcodec triton >"$never"
 compile --override "$never" cpu.in | plain >cpu.txt
-compile dev.in -c cpu.txt | plain | grep -vxFf cpu.txt >dev.txt
+compile site.in -c cpu.txt | plain | grep -vxFf cpu.txt >site.txt
+compile dev.in -c cpu.txt -c site.txt | plain | grep -vxFf cpu.txt | grep -vxFf site.txt >dev.txt
 # "===" takes the CUDA build of PyPI and no other, also where pip's configuration offers 2.13.0+cpu.
 compile gpu.in | plain | sed 's/^torch==/torch===/' >gpu.txt

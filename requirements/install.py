@@ -1,4 +1,4 @@
-"""Make .venv and install the workshop's pins into it:  python3 requirements/install.py [cpu|gpu] [dev]
+"""Make .venv and install the workshop's pins into it:  python3 requirements/install.py [cpu|gpu] [site] [dev]
 
 A second run finds nothing to do and says nothing. An interrupted run is taken up where it stopped. It uses nothing but
 Python and pip, so that it runs on a bare machine; it is written for old Pythons too, so that they can be told apart.
@@ -19,7 +19,8 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "workshop.json"
 TORCH = "torch==2.13.0+cpu"  # the CPU build: its name is not on PyPI, so pip finds it in its own configuration or below
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-GIB_NEEDED = {"cpu": 4, "gpu": 14, "dev": 1}
+GIB_NEEDED = {"cpu": 4, "gpu": 14, "site": 1, "dev": 1}
+BESIDES = ("site", "dev")  # installed beside cpu or gpu
 
 #: What pip prints -> what went wrong and the mend.
 PIP_FAILURES = [
@@ -179,7 +180,7 @@ def install(extra):
         if "No matching distribution" in failure:
             failure = pip("torch for CPUs", 1, TORCH, "--extra-index-url", TORCH_INDEX)
     failure = failure or pip("Packages for " + extra, count, "-r", str(pins))
-    if not failure and extra != "dev":
+    if not failure and extra not in BESIDES:
         ours = ["-e", str(ROOT)] + ([str(PINS / "vllm-metadata")] if extra == "cpu" else [])
         failure = pip("The workshop", len(ours) // 2 + 1, "--no-build-isolation", *ours)
     if failure:
@@ -191,7 +192,7 @@ def setup(wanted):
     check_python()
     have = read_stamp()
     base = next((extra for extra in ("cpu", "gpu") if extra in wanted), "gpu" if "gpu" in have else "cpu")
-    extras = [base] + (["dev"] if "dev" in wanted else [])
+    extras = [base] + [extra for extra in BESIDES if extra in wanted]
     missing = [extra for extra in extras if have.get(extra) != fingerprint(extra)]
     if not missing:
         return
@@ -211,11 +212,11 @@ def setup(wanted):
 
 
 def main(arguments):
-    unknown = set(arguments) - {"cpu", "gpu", "dev"}
+    unknown = set(arguments) - set(GIB_NEEDED)
     try:
         if unknown:
             raise SetupError(
-                "There is no extra called {}. Choose cpu or gpu, and dev for the tests.".format(
+                "There is no extra called {}. Choose cpu or gpu, site for `make site`, dev for the tests.".format(
                     ", ".join(sorted(unknown))
                 )
             )

@@ -3,6 +3,7 @@
 import subprocess
 
 import pytest
+from portal import class_folder
 from testbed import NODES, STATE, TESTBED, Cluster, until
 
 
@@ -45,3 +46,9 @@ def reference(cluster):
     job.shared = True
     job.text = job.answer()
     return job
+
+
+@pytest.fixture(scope="session")
+def course(tmp_path_factory):
+    """A class's folder, from which the Open OnDemand app's sessions run."""
+    return class_folder(tmp_path_factory.mktemp("shared") / "class")

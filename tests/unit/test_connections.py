@@ -122,3 +122,17 @@ def test_a_job_is_gone_only_when_slurm_says_so(tmp_path, monkeypatch, squeue, si
 def test_without_slurm_a_job_is_never_called_gone(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not make(job_id="33", node="node1").is_gone()
+
+
+def test_a_class_server_comes_after_ones_own_and_is_not_ours_to_remove(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKSHOP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WORKSHOP_CLASS", str(tmp_path / "class"))
+    make().write()
+    shared = tmp_path / "class/servers/anything.json"
+    shared.parent.mkdir(parents=True)
+    shared.write_text(make().path.read_text())
+    mine, theirs = read_all()
+    assert mine.is_ours and theirs.path == shared and theirs == mine
+    theirs.remove()
+    mine.remove()
+    assert [each.path for each in read_all()] == [shared]

@@ -51,11 +51,13 @@ def copy_of_the_project(root: Path, big: int = 0) -> Path:
     shutil.copy(INSTALL, root / "requirements")
     (root / "requirements" / "cpu.txt").write_text("pinned==1.0\n")
     (root / "requirements" / "dev.txt").write_text("checker==1.0\n")
+    (root / "requirements" / "site.txt").write_text("pages==1.0\n")
     wheels = root / "wheels"
     wheels.mkdir()
     build(wheels, "torch", "2.13.0+cpu")
     build(wheels, "pinned", "1.0", size=big)
     build(wheels, "checker", "1.0")
+    build(wheels, "pages", "1.0")
     return root
 
 
@@ -124,6 +126,8 @@ def test_what_was_added_stays_and_a_changed_pin_is_installed(project):
     run(project)
     code, out, _ = run(project, "dev")
     assert code == 0 and "Packages for dev: done" in out and "Packages for cpu" not in out
+    code, out, _ = run(project, "site", "dev")
+    assert code == 0 and "Packages for site: done" in out and "Packages for dev" not in out
     assert run(project) == run(project, "cpu", "dev") == (0, "", "")
 
     build(project / "wheels", "pinned", "2.0")
