@@ -7,7 +7,6 @@ from pathlib import Path
 
 import ipywidgets
 import pandas as pd
-from IPython.display import display
 
 from helpers import class_plots, class_progress, connections, progress_plots
 from helpers.class_export import export
@@ -167,9 +166,6 @@ class Dashboard(ipywidgets.VBox):
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
         bundle = super()._repr_mimebundle_(**kwargs)
         return {**bundle, "text/plain": "The class at work; run this cell to see it.", "text/html": self._tiles.value}
-
-    def _ipython_display_(self, **_: object) -> None:
-        display(self._repr_mimebundle_(), raw=True)
 
 
 def tiles(server: pd.DataFrame, participants: list[Participant], stuck: list[Stuck]) -> str:

@@ -68,3 +68,16 @@ def _set(folder: Path, mode: int, gid: int) -> None:
     if gid >= 0:
         os.chown(folder, -1, gid)
     os.chmod(folder, mode)
+
+
+def clear(shared: Path) -> int:
+    """Remove everybody's key and progress from a class's folder; returns how many files. Raises ClassFolderError."""
+    removed = 0
+    try:
+        for box in BOXES:
+            for path in (shared / box).iterdir():
+                path.unlink()
+                removed += 1
+    except OSError as error:
+        raise ClassFolderError(f"{removed} files are removed, and then: {error.filename}: {error.strerror}.") from None
+    return removed

@@ -52,8 +52,8 @@ def kept_at(shared: Path) -> Path:
 def own(shared: Path) -> str:
     """This user's key for the class, made and registered if need be. Raises ClassKeyError."""
     path, keys = kept_at(shared), shared / "keys"
-    if not keys.is_dir():
-        raise ClassKeyError(NO_FOLDER.format(shared))
+    if not os.path.isdir(keys):
+        raise ClassKeyError(storage.shut_out(shared) or NO_FOLDER.format(shared))
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with storage.alone(path.with_suffix(".lock")):
@@ -179,8 +179,8 @@ def _name_of_one(shared: Path, name: str) -> None:
 
 def _need_to_own(shared: Path) -> None:
     keys = shared / "keys"
-    if not keys.is_dir():
-        raise ClassKeyError(NO_FOLDER.format(shared))
+    if not os.path.isdir(keys):
+        raise ClassKeyError(storage.shut_out(shared) or NO_FOLDER.format(shared))
     if keys.stat().st_uid != os.getuid():
         raise ClassKeyError(f"{keys} belongs to {user_name(keys.stat().st_uid)}, who alone can do this.")
 

@@ -155,9 +155,10 @@ def rows(participants: Sequence[Participant], columns: Sequence[str], stuck_at: 
     made = []
     for each in participants:
         stands = standing(set(each.events))
+        wrong = Counter(event.exercise for event in each.events if event.state == WRONG)
         at = stuck_at.get(each.name)
         place = columns.index(at) if at in columns else None
-        made.append(Row(each.name, [stands[check] for check in columns], place))
+        made.append(Row(each.name, [stands[check] for check in columns], [wrong[check] for check in columns], place))
     return sorted(made, key=lambda row: (sum(level == PASSED for level in row.levels), row.name.lower()))
 
 

@@ -16,7 +16,7 @@ import httpx2
 import openai
 from openai import DefaultHttpxClient, OpenAI
 
-from helpers import class_keys, connections, doctor, jobs, queue, server
+from helpers import class_keys, connections, doctor, jobs, queue, server, storage
 from helpers.class_keys import ClassKeyError
 from helpers.connections import READY, Connection, home
 from helpers.errors import WorkshopError
@@ -97,6 +97,8 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
     if coming:
         raise failure(" ".join([*problems, *coming, "`slurm.wait()` from helpers waits for it."]))
     problems += failed if not problems else []
+    if (shared := connections.class_folder()) and (shut_out := storage.shut_out(shared)):
+        problems.append(shut_out)
     places = f"VLLM_BASE_URL is not set, {home() / 'servers'} names no server, and {LOCALHOST} does not answer."
     raise failure(" ".join([*(problems or ["No server found:", places]), START_ONE]))
 

@@ -38,7 +38,7 @@ def class_folder() -> Path | None:
     """The class's shared folder, None where there is no class."""
     if named := os.environ.get("WORKSHOP_CLASS"):
         return Path(named)
-    return BESIDE if (BESIDE / "servers").is_dir() else None
+    return BESIDE if os.path.isdir(BESIDE / "servers") else None
 
 
 @dataclass

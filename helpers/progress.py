@@ -8,6 +8,7 @@ progress.stop_sharing()    no longer, and remove what the class has of it
 import ast
 import functools
 import json
+import os
 import secrets
 from pathlib import Path
 
@@ -116,9 +117,10 @@ def _box() -> Path:
         raise ProgressError(
             "There is no class here to share with: WORKSHOP_CLASS names its folder. Yours is kept at home."
         )
-    if not (shared / "progress").is_dir():
+    if not os.path.isdir(shared / "progress"):
         raise ProgressError(
-            f"The class in {shared} takes no progress yet: its instructor runs `python -m helpers.classroom open {shared}`."
+            storage.shut_out(shared)
+            or f"The class in {shared} takes no progress yet: its instructor runs `python -m helpers.classroom open {shared}`."
         )
     return shared / "progress"
 

@@ -52,17 +52,18 @@ def _legend(figure: Figure, *more: Patch) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A participant in the class's picture: their name, how each check stands (0 to 3), and where they are stuck, if so."""
+    """A participant in the class's picture: how each check stands (0 to 3), its wrong tries, and which they are stuck at."""
 
     name: str
     levels: Sequence[int]
+    tries: Sequence[int]
     stuck_at: int | None = None
 
 
 def class_grid(rows: Sequence[Row], checks: Sequence[str], *, width: float = 11.0) -> Figure:
     """A row for each participant and a column for each check ("03.q2"), with the share that passed it above.
 
-    A red frame: the participant is stuck there. Lessons stand apart.
+    A red frame: the participant is stuck there. The number in a check that was tried says how often. Lessons stand apart.
     """
     lessons = [check[:2] for check in checks]
     breaks = np.cumsum([0] + [GAP * (a != b) for a, b in itertools.pairwise(lessons)])
@@ -77,8 +78,11 @@ def class_grid(rows: Sequence[Row], checks: Sequence[str], *, width: float = 11.
     levels = np.array([row.levels for row in rows], dtype=int).reshape(len(rows), len(checks))
     _shares(top, left, (levels == 3).mean(axis=0) if len(rows) else np.zeros(len(checks)))
     _boxes(grid, left, levels)
+    _tries(grid, left, rows)
     _names(grid, rows)
     _lessons(top, left, lessons)
+    if len(set(lessons)) == 1:
+        grid.set_xticks(left + 0.5, [check[3:] for check in checks], fontsize=9)
     for number, row in enumerate(rows):
         if row.stuck_at is not None:
             x = left[row.stuck_at]
@@ -94,7 +98,7 @@ def class_grid(rows: Sequence[Row], checks: Sequence[str], *, width: float = 11.
 def _shares(axis: Axes, left: np.ndarray, shares: np.ndarray) -> None:
     axis.bar(left + 0.5, shares, width=0.92, color=plots.BLUE)
     axis.bar(left + 0.5, np.ones_like(shares), width=0.92, color=SHADES[0], zorder=0)
-    axis.set(ylim=(0, 1), yticks=[0, 0.5, 1], yticklabels=["0", "50%", "passed by all"])
+    axis.set(ylim=(0, 1), yticks=[0, 0.5, 1], yticklabels=["0", "50%", "100% passed"])
     axis.tick_params(labelsize=8, length=0, labelbottom=False)
     axis.spines[["left", "bottom"]].set_visible(False)
 
@@ -111,6 +115,14 @@ def _boxes(axis: Axes, left: np.ndarray, levels: np.ndarray) -> None:
         axis.text(0.5, 0.5, "Nobody shares their progress yet.", transform=axis.transAxes, ha="center", va="center")
     axis.set(xlim=(0, left[-1] + 1), ylim=(max(len(levels), 1), 0), xticks=[])
     axis.spines[["left", "bottom"]].set_visible(False)
+
+
+def _tries(axis: Axes, left: np.ndarray, rows: Sequence[Row]) -> None:
+    """How often, in the boxes of those who have not passed; in others it would be history."""
+    for number, row in enumerate(rows):
+        for x, level, tries in zip(left, row.levels, row.tries, strict=True):
+            if level == 2:
+                axis.text(x + 0.47, number + 0.54, str(tries), ha="center", va="center", fontsize=7, color="white")
 
 
 def _names(axis: Axes, rows: Sequence[Row]) -> None:

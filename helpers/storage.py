@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+ASK = "Ask your instructor to have you added to the class's group."
 
 
 def put(path: Path, text: str, mode: int = 0o600) -> None:
@@ -80,10 +81,17 @@ def why(error: OSError, folder: Path) -> str:
     if error.errno in FULL:
         return f"{folder} has no room left: the disk is full, or your quota used up. Free some space there."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"You may not write to {folder}{_whose(folder)}. Ask your instructor to have you added to the class's group."
+        return f"You may not write to {folder}{_whose(folder)}. {ASK}"
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return f"{folder} is not there."
     return f"{folder} cannot be written ({error.strerror})."
+
+
+def shut_out(folder: Path) -> str:
+    """One sentence with the mend if the folder is there and this account may not enter it, else ""."""
+    if os.access(folder, os.X_OK) or not os.path.isdir(folder):
+        return ""
+    return f"You may not enter {folder}{_whose(folder)}. {ASK}"
 
 
 def _whose(folder: Path) -> str:
