@@ -21,7 +21,7 @@ def export(participants: Sequence[Participant], server: pd.DataFrame, folder: Pa
     """
     at = time.time()
     stem = _free(folder, time.strftime("class-%Y%m%d-%H%M%S", time.localtime(at)))
-    texts = {".csv": class_progress.table(participants).to_csv(index=False), ".json": _json(participants, server, at)}
+    texts = {".csv": _csv(participants), ".json": _json(participants, server, at)}
     made = []
     try:
         for ending, text in texts.items():
@@ -33,6 +33,13 @@ def export(participants: Sequence[Participant], server: pd.DataFrame, folder: Pa
             path.unlink()
         raise ClassProgressError(f"Nothing is exported: {storage.why(error, folder)}") from None
     return made[0], made[1]
+
+
+def _csv(participants: Sequence[Participant]) -> str:
+    table = class_progress.table(participants)
+    # People choose their names, and a spreadsheet would take one of these beginnings for a formula.
+    table["name"] = [f"'{name}" if name.startswith(("=", "+", "-", "@")) else name for name in table["name"]]
+    return table.to_csv(index=False)
 
 
 def _json(participants: Sequence[Participant], server: pd.DataFrame, at: float) -> str:

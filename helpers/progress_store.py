@@ -135,7 +135,7 @@ def record(exercise: str, state: str) -> str:
     most = MOST_WRONG if state == WRONG else 1
     if sum((event.exercise, event.state) == (exercise, state) for event in _ours) >= most:
         return ""
-    _ours.add(Event(round(time.time(), 3), exercise, state))
+    _ours.add(Event(round(time.time(), 6), exercise, state))
     return keep()
 
 

@@ -21,8 +21,6 @@ PERSON = re.compile(r"u(\d+)")
 BLOCKED = "blocked"
 #: Seconds for which what was read holds: so long a key that was taken back may still be used.
 FRESH = 5.0
-#: Seconds before a key that does not match is looked up again: somebody may have just registered it.
-SOON = 0.2
 REMEMBERED = 4096
 
 
@@ -74,8 +72,7 @@ class RegisteredKeys:
             return False
         digest = digest_of(key)
         read_at, kept = self._known.get(name, (float("-inf"), ""))
-        age = time.monotonic() - read_at
-        if age > FRESH or (age > SOON and not _same(digest, kept)):
+        if time.monotonic() - read_at > FRESH or not _same(digest, kept):  # it may have just been registered
             kept = await asyncio.to_thread(read, self._folder, name)
             if len(self._known) >= REMEMBERED:  # names that somebody makes up
                 self._known.clear()

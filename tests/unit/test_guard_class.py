@@ -9,7 +9,7 @@ from test_guard import KEY, RIGHT, is_refused, reached
 
 from helpers import registered_keys
 from helpers.guard import RequireKey
-from helpers.registered_keys import FRESH, SOON, RegisteredKeys, digest_of, read
+from helpers.registered_keys import FRESH, RegisteredKeys, digest_of, read
 
 ADA = b"ada.x6mB3lT7aJr0Qe1xWk2vYc9uHs4nPd5g"
 
@@ -83,7 +83,7 @@ def test_who_registers_late_gets_in_and_who_is_removed_does_not_for_long(keys, m
     assert not asyncio.run(known.hold(late)) and asyncio.run(known.hold(ADA))
     (keys / "bert").write_text(digest_of(late))
     (keys / "ada").write_text("blocked")
-    clock[0] += 2 * SOON
+    clock[0] += FRESH / 2
     assert asyncio.run(known.hold(late)) and asyncio.run(known.hold(ADA)), "what was right holds for a while"
     clock[0] += FRESH
     assert not asyncio.run(known.hold(ADA)) and asyncio.run(known.hold(late))
