@@ -17,15 +17,14 @@ from helpers.errors import WorkshopError
 from helpers.progress import exercises
 from helpers.widgets import png
 
-WIDTH = {"max_width": "1060px", "width": "100%"}
+WIDTH = {"max_width": "960px", "width": "100%"}
 ALL = "all lessons"
 STYLE = """<style>
 .class-tiles {display:flex; flex-wrap:wrap; gap:8px; margin:4px 0}
 .class-tiles div {border:1px solid #d7dbdf; border-radius:6px; padding:6px 12px; min-width:104px; line-height:1.3}
 .class-tiles b {display:block; font-size:20px; font-weight:600}
 .class-tiles span {font-size:12px; color:var(--jp-ui-font-color1, #333)}
-.class-stuck {border-collapse:collapse; font-size:13px; line-height:1.5}
-.class-stuck td, .class-stuck th {padding:1px 14px 1px 0; text-align:left}
+.class-stuck {columns:3 270px; font-size:13px; line-height:1.5; margin:4px 0; padding:0; list-style:none}
 </style>"""
 _newest: "Dashboard | None" = None
 
@@ -64,7 +63,7 @@ class Dashboard(ipywidgets.VBox):
         self._thread.start()
 
     def _build(self) -> None:
-        self._tiles, self._said, self._table = (ipywidgets.HTML(layout=WIDTH) for _ in range(3))
+        self._tiles, self._said, self._stuck = (ipywidgets.HTML(layout=WIDTH) for _ in range(3))
         self._panels, self._grid = (ipywidgets.Image(format="png", layout=WIDTH) for _ in range(2))
         self._lesson = ipywidgets.Dropdown(options=[ALL, *exercises()], description="show", layout={"width": "190px"})
         self._lesson.observe(lambda _: self._redraw(), names="value")
@@ -76,7 +75,7 @@ class Dashboard(ipywidgets.VBox):
         self._stop.on_click(lambda _: self.stop())
         self._told = ipywidgets.HTML()
         buttons = ipywidgets.HBox([self._lesson, self._export, self._stop, self._told])
-        super().__init__([self._tiles, self._panels, buttons, self._grid, self._table, self._said])
+        super().__init__([self._tiles, self._panels, self._stuck, buttons, self._grid, self._said])
 
     # --- looking
 
@@ -139,7 +138,7 @@ class Dashboard(ipywidgets.VBox):
         self._tiles.value = STYLE + tiles(self.server.frame, self.participants, self.stuck)
         if self.server.moments:
             self._panels.value = png(class_plots.server(self.server.frame))
-        self._table.value = _stuck_table(self.stuck)
+        self._stuck.value = stuck_list(self.stuck)
         self._draw_grid()
 
     def _redraw(self) -> None:
@@ -194,23 +193,22 @@ def _short(number: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= size:
             return f"{number / (1e3 if letter == 'k' else size):.3g} {letter}"
-    return f"{number:.0f}"
+    return f"{number:,.0f}"
 
 
 def _seconds(value: float) -> str:
     return "–" if pd.isna(value) else f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
 
 
-def _stuck_table(stuck: list[Stuck], most: int = 12) -> str:
+def stuck_list(stuck: list[Stuck], most: int = 12) -> str:
+    """Who is stuck where, the longest first, as HTML."""
     if not stuck:
         return "<p>Nobody is stuck.</p>"
-    rows = "".join(
-        f"<tr><td>{html.escape(each.name)}</td><td>{each.exercise}</td><td>{each.tries}</td><td>{each.minutes:.0f}</td></tr>"
-        for each in stuck[:most]
-    )
-    more = f"<p>and {len(stuck) - most} more</p>" if len(stuck) > most else ""
-    head = "<tr><th>stuck</th><th>at</th><th>wrong tries</th><th>minutes</th></tr>"
-    return f'<table class="class-stuck">{head}{rows}</table>{more}'
+    lines = [
+        f"<b>{html.escape(each.name)}</b>{html.escape(str(each).removeprefix(each.name))}" for each in stuck[:most]
+    ]
+    lines += [f"and {len(stuck) - most} more"] if len(stuck) > most else []
+    return f'<ul class="class-stuck">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
 
 
 def _retire_older(dashboard: Dashboard) -> None:

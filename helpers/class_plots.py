@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from helpers import plots
 
 
-def server(frame: pd.DataFrame, *, width: float = 11.0) -> Figure:
+def server(frame: pd.DataFrame, *, width: float = 10.0) -> Figure:
     """Four small panels over time: requests, tokens a second, time to first token, KV cache.
 
     `frame` is that of class_server.ServerHistory, with at least one row.
@@ -24,6 +24,7 @@ def server(frame: pd.DataFrame, *, width: float = 11.0) -> Figure:
     for axis in axes:
         axis.set_xlim(min(frame.index[0], -1), 0)
         axis.set_xlabel("minutes", fontsize=8)
+        axis.xaxis.get_major_locator().set_params(nbins=4)
     last = frame.iloc[-1]
     figure.set_label(
         f"The class's server: {last.running:.0f} requests running, {last.waiting:.0f} waiting, cache {last.kv_usage:.0%} full."

@@ -60,13 +60,12 @@ class Row:
     stuck_at: int | None = None
 
 
-def class_grid(rows: Sequence[Row], checks: Sequence[str], *, width: float = 11.0) -> Figure:
+def class_grid(rows: Sequence[Row], checks: Sequence[str], *, width: float = 10.0) -> Figure:
     """A row for each participant and a column for each check ("03.q2"), with the share that passed it above.
 
     A red frame: the participant is stuck there. The number in a check that was tried says how often. Lessons stand apart.
     """
-    lessons = [check[:2] for check in checks]
-    breaks = np.cumsum([0] + [GAP * (a != b) for a, b in itertools.pairwise(lessons)])
+    breaks = np.cumsum([0] + [GAP * (a[:2] != b[:2]) for a, b in itertools.pairwise(checks)])
     left = np.arange(len(checks)) + breaks
     height = 1.9 + max(0.165 * len(rows), 0.6)
     with plots.plt.rc_context(plots.STYLE | {"figure.constrained_layout.use": False}):
@@ -80,9 +79,7 @@ def class_grid(rows: Sequence[Row], checks: Sequence[str], *, width: float = 11.
     _boxes(grid, left, levels)
     _tries(grid, left, rows)
     _names(grid, rows)
-    _lessons(top, left, lessons)
-    if len(set(lessons)) == 1:
-        grid.set_xticks(left + 0.5, [check[3:] for check in checks], fontsize=9)
+    _heads(top, left, checks)
     for number, row in enumerate(rows):
         if row.stuck_at is not None:
             x = left[row.stuck_at]
@@ -136,7 +133,10 @@ def _names(axis: Axes, rows: Sequence[Row]) -> None:
     axis.tick_params(length=0)
 
 
-def _lessons(axis: Axes, left: np.ndarray, lessons: Sequence[str]) -> None:
-    for lesson in dict.fromkeys(lessons):
-        middle = np.mean([x for x, of in zip(left, lessons, strict=True) if of == lesson]) + 0.5
-        axis.text(middle, 1.08, lesson, ha="center", va="bottom", fontsize=10, fontweight="bold")
+def _heads(axis: Axes, left: np.ndarray, checks: Sequence[str]) -> None:
+    """The lessons' numbers above their columns; of a single lesson the names of its checks."""
+    heads = list(dict.fromkeys(check[:2] for check in checks))
+    heads = heads if len(heads) > 1 else list(checks)
+    for head in heads:
+        middle = np.mean([x for x, check in zip(left, checks, strict=True) if check.startswith(head)]) + 0.5
+        axis.text(middle, 1.08, head, ha="center", va="bottom", fontsize=10, fontweight="bold")

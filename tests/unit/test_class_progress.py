@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_progress import events
 
 from helpers import class_plots, class_progress, classroom, progress_plots
-from helpers.class_dashboard import tiles
+from helpers.class_dashboard import stuck_list, tiles
 from helpers.class_export import export
 from helpers.class_progress import ClassProgressError, Participant, Reader, checks, rows, stuck, table
 from helpers.class_server import RECENT, ServerHistory
@@ -71,11 +71,8 @@ def test_names_cannot_do_anything(folder):
     at = {each.name: "01.q1" for each in people}
     grid = progress_plots.class_grid(rows(people, checks(), at), checks())
     grid.canvas.draw()
-    from helpers.class_dashboard import _stuck_table
-
-    assert "<script" not in _stuck_table(stuck(people, NOW + 3600 / 2, gone=1e9)) and "&lt;script" in _stuck_table(
-        stuck(people, NOW + 1800, gone=1e9)
-    )
+    shown = stuck_list(stuck(people, NOW + 1800))
+    assert "<script" not in shown and "&lt;script&gt;" in shown
 
 
 def test_only_what_has_changed_is_read_anew(folder, monkeypatch):
