@@ -24,6 +24,7 @@ STYLE = """<style>
 .class-tiles div {border:1px solid #d7dbdf; border-radius:6px; padding:6px 12px; min-width:104px; line-height:1.3}
 .class-tiles b {display:block; font-size:20px; font-weight:600}
 .class-tiles span {font-size:12px; color:var(--jp-ui-font-color1, #333)}
+.class-warning {border-left:4px solid #e08a2e; padding:2px 10px; margin:4px 0; line-height:1.4}
 .class-stuck {columns:3 270px; font-size:13px; line-height:1.5; margin:4px 0; padding:0; list-style:none}
 </style>"""
 _newest: "Dashboard | None" = None
@@ -63,7 +64,7 @@ class Dashboard(ipywidgets.VBox):
         self._thread.start()
 
     def _build(self) -> None:
-        self._tiles, self._said, self._stuck = (ipywidgets.HTML(layout=WIDTH) for _ in range(3))
+        self._tiles, self._warned, self._stuck, self._said = (ipywidgets.HTML(layout=WIDTH) for _ in range(4))
         self._panels, self._grid = (ipywidgets.Image(format="png", layout=WIDTH) for _ in range(2))
         self._lesson = ipywidgets.Dropdown(options=[ALL, *exercises()], description="show", layout={"width": "190px"})
         self._lesson.observe(lambda _: self._redraw(), names="value")
@@ -75,7 +76,8 @@ class Dashboard(ipywidgets.VBox):
         self._stop.on_click(lambda _: self.stop())
         self._told = ipywidgets.HTML()
         buttons = ipywidgets.HBox([self._lesson, self._export, self._stop, self._told])
-        super().__init__([self._tiles, self._panels, self._stuck, buttons, self._grid, self._said])
+        parts = [self._tiles, self._warned, self._panels, self._stuck, buttons, self._grid, self._said]
+        super().__init__(parts)
 
     # --- looking
 
@@ -101,7 +103,7 @@ class Dashboard(ipywidgets.VBox):
         try:
             self.participants = self._reader.read()
         except WorkshopError as error:
-            self._problems["class"] = str(error)
+            self.participants, self._problems["class"] = [], str(error)
         self.stuck = class_progress.stuck(self.participants, time.time(), **self._rules)
 
     def _follow(self) -> None:
@@ -135,6 +137,7 @@ class Dashboard(ipywidgets.VBox):
     # --- showing
 
     def _show(self) -> None:
+        self._warned.value = self._warning()
         self._tiles.value = STYLE + tiles(self.server.frame, self.participants, self.stuck)
         if self.server.moments:
             self._panels.value = png(class_plots.server(self.server.frame))
@@ -153,14 +156,15 @@ class Dashboard(ipywidgets.VBox):
             self._grid.value = png(progress_plots.class_grid(rows, columns))
             self._drawn = shown
 
-    def _footer(self) -> str:
-        lines = [html.escape(problem) for problem in self._problems.values()]
+    def _warning(self) -> str:
+        """What is missing, and why."""
+        lines = list(self._problems.values())
         if self._reader.unreadable:
-            lines.append(
-                f"Left out, for they are no progress files: {html.escape(', '.join(self._reader.unreadable))}."
-            )
-        lines.append(f"{time.strftime('%H:%M:%S')}, refreshed in {self.cost:.2f} s of this kernel's time.")
-        return f'<div role="status" style="line-height:1.5">{"<br>".join(lines)}</div>'
+            lines.append(f"Left out, for they are no progress files: {', '.join(self._reader.unreadable)}.")
+        return "".join(f'<p class="class-warning">{html.escape(line)}</p>' for line in lines)
+
+    def _footer(self) -> str:
+        return f"<small>{time.strftime('%H:%M:%S')}, refreshed in {self.cost:.2f} s of this kernel's time</small>"
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
         bundle = super()._repr_mimebundle_(**kwargs)

@@ -132,8 +132,10 @@ def read_all() -> list[Connection]:
 
 
 def _read_folder(folder: Path) -> list[Connection]:
-    found = []
-    for path in folder.glob("*.json"):
+    found, paths = [], []
+    with suppress(OSError):  # a class's that we may not enter
+        paths = list(folder.glob("*.json"))
+    for path in paths:
         with suppress(OSError, ValueError, TypeError):
             found.append((path.stat().st_mtime, read(path)))
     return [connection for _, connection in sorted(found, key=lambda pair: -pair[0])]

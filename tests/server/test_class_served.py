@@ -142,7 +142,7 @@ def test_the_dashboard_shows_a_class_of_sixty_in_under_a_second(live_server, mon
     look = [
         f"connected = dashboard._client\nfor _ in range(3): connected.completions.create(model='{MODEL_NAME}', prompt='A', max_tokens=40)",
         "costs = []\nfor _ in range(3):\n    dashboard._drawn = None\n    dashboard.refresh()\n    costs.append(dashboard.cost)",
-        "import json\nprint(json.dumps({'costs': costs, 'tiles': dashboard._tiles.value, 'said': dashboard._said.value,\n"
+        "import json\nprint(json.dumps({'costs': costs, 'tiles': dashboard._tiles.value, 'said': dashboard._warned.value,\n"
         "    'people': len(dashboard.participants), 'stuck': [each.tries for each in dashboard.stuck],\n"
         "    'requests': int(dashboard.server.frame['requests'].iloc[-1]), 'pictures': [len(dashboard._panels.value), len(dashboard._grid.value)], 'live': dashboard.is_live}))",
         "dashboard._lesson.value = '01'; paths = dashboard.export(); print(*paths, sep='\\n')",

@@ -1,7 +1,10 @@
 """A class's folder and its keys: what each account may do there, and what an instructor is told."""
 
 import os
+import shutil
+import socket
 import stat
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -9,12 +12,13 @@ from pathlib import Path
 import pytest
 from accounts import as_root, full_disk, run_as
 
-from helpers import class_folder, class_keys, classroom, connections
+from helpers import class_folder, class_keys, classroom, connections, server
 from helpers.class_folder import ClassFolderError, prepare
 from helpers.class_keys import ClassKeyError, own
 from helpers.connections import Connection
 from helpers.registered_keys import BLOCKED, digest_of, read
 
+ROOT = Path(__file__).parents[2]
 TEACHER, ADA, BERT, STRANGER, CLASS, OTHER = 61000, 61001, 61002, 61003, 62000, 62001
 
 
@@ -256,3 +260,73 @@ def test_the_class_beside_an_installation_is_found_without_a_variable(shared, mo
     assert connections.class_folder() == shared
     began = time.monotonic()
     assert connections.read_all() == [] and time.monotonic() - began < 1
+
+
+@as_root
+def test_who_is_not_in_the_group_is_told_so_when_connecting(shared, monkeypatch):
+    from helpers import client, queue
+
+    monkeypatch.setattr(client, "LOCALHOST", "http://localhost:9/v1")
+    monkeypatch.setattr(queue, "is_here", lambda: False)
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        closed = Path(place) / "class"
+        closed.mkdir(mode=0o750)
+        monkeypatch.setenv("WORKSHOP_CLASS", str(closed))
+        monkeypatch.setenv("WORKSHOP_HOME", f"{place}/home")
+        said = str(run_as(STRANGER, [OTHER], lambda: client.connect(quiet=True)))
+    assert (
+        f"You may not enter {closed}, which belongs to the group " in said
+        and "Ask your instructor to have you added" in said
+    )
+
+
+def test_a_class_server_that_is_gone_is_the_instructors(shared, monkeypatch):
+    from helpers import client, queue
+
+    monkeypatch.setattr(client, "LOCALHOST", "http://localhost:9/v1")
+    monkeypatch.setattr(queue, "is_here", lambda: False)
+    connection = Connection(
+        "http://127.0.0.1:9/v1", "tiny", "s", "", node=socket.gethostname(), pid=2**22 - 1, state="ready"
+    )
+    path = connection.offer(shared)
+    with pytest.raises(
+        client.NoServerError, match="The class's server at .* has ended: ask your instructor for the next one"
+    ):
+        client.connect(quiet=True)
+    assert path.exists()
+    shutil.rmtree(shared / "keys")
+    with pytest.raises(client.NoServerError, match="has no folder for keys: its instructor runs"):
+        client.connect(quiet=True)
+
+
+def test_a_server_for_a_folder_that_is_no_class_does_not_start(tmp_path):
+    sentence = f"{tmp_path} is no class's folder"
+    with pytest.raises(server.ServerError, match=sentence):
+        server.start(quiet=True, environment={"SERVE_CLASS": str(tmp_path)})
+    assert sentence in in_serve("start_server", SERVE_CLASS=tmp_path)
+
+
+def test_a_job_offers_its_server_or_says_why_not(shared, tmp_path):
+    job = {
+        "SERVE_CLASS": shared,
+        "CONNECTION": "/x/n1-7-8123.json",
+        "PORT": 8123,
+        "SERVED_NAME": "tiny",
+        "SLURM_JOB_ID": 7,
+    }
+    assert in_serve("umask 077; offer_to_class", **job) == ""
+    (path,) = (shared / "servers").iterdir()
+    found = connections.read(path)
+    assert (found.base_url, found.api_key, found.job_id, found.state) == ("http://10.0.0.1:8123/v1", "", "7", "ready")
+    assert path.name == "n1-7-8123.json" and stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert "the class does not find this server" in in_serve("offer_to_class", **job | {"SERVE_CLASS": tmp_path / "x"})
+
+
+def in_serve(function: str, **variables: object) -> str:
+    """What a function of slurm/lib/serve.sh says, away from Slurm."""
+    script = f"""source {ROOT}/slurm/lib/serve.sh
+        say() {{ echo "$*"; }}; fail() {{ echo "$*"; exit 1; }}; finish_on_every_exit() {{ :; }}; named_address() {{ echo 10.0.0.1; }}
+        {function}"""
+    environment = {"PATH": "/usr/bin:/bin", **{name: str(value) for name, value in variables.items()}}
+    return subprocess.run(["bash", "-c", script], env=environment, text=True, capture_output=True).stdout
