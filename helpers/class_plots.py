@@ -36,7 +36,7 @@ def _lines(axis: Axes, frame: pd.DataFrame, title: str, columns: dict[str, str])
     looks = zip((plots.BLUE, plots.ORANGE), ("-", "--"), strict=True)  # the style tells them apart without the colour
     for (column, label), (colour, style) in zip(columns.items(), looks, strict=False):
         axis.plot(frame.index, frame[column], color=colour, linestyle=style, linewidth=1.5, label=label)
-        axis.fill_between(frame.index, frame[column].fillna(0), color=colour, alpha=0.08, linewidth=0)
+        axis.fill_between(frame.index, frame[column], color=colour, alpha=0.08, linewidth=0)
     axis.set_title(title, loc="left", fontsize=9)
     axis.tick_params(labelsize=8)
     highest = max(frame[column].max(skipna=True) for column in columns)

@@ -274,6 +274,7 @@ def test_who_is_not_in_the_group_is_told_so_when_connecting(shared, monkeypatch)
         closed.mkdir(mode=0o750)
         monkeypatch.setenv("WORKSHOP_CLASS", str(closed))
         monkeypatch.setenv("WORKSHOP_HOME", f"{place}/home")
+        "localhost".encode("idna")  # loads what the other user may not read
         said = str(run_as(STRANGER, [OTHER], lambda: client.connect(quiet=True)))
     assert (
         f"You may not enter {closed}, which belongs to the group " in said

@@ -1,7 +1,6 @@
 """A learner's progress: kept at home whatever happens to the disk, the file or the other notebook, and shared only if asked."""
 
 import json
-import os
 import signal
 import stat
 import subprocess
@@ -162,7 +161,6 @@ def test_nothing_is_shared_unasked_and_all_of_it_when_asked(home):
     found = parse(file.read_text())
     assert f"Your instructor sees you as {found.name}: " in said and len(found.name.split()) == 2
     assert found.events == parse(progress_store.path().read_text()).events
-    assert os.environ["USER"] not in file.read_text() if os.environ.get("USER", "root") != "root" else True
     lesson_01.q1(405)
     assert len(parse(file.read_text()).events) == 2 and shared_files(home) == [file]
     assert progress.share().startswith(f"You share your progress already, as {found.name}.")
