@@ -13,15 +13,16 @@ import pytest
 from conftest import CLASS
 from nbclient import NotebookClient
 
-from helpers import class_keys, classroom, connections, progress_store
+from helpers import class_folder, class_keys, classroom, connections, progress_store
 from helpers.class_keys import ClassKeyError
-from helpers.class_progress import checks
+from helpers.class_progress import Reader, checks
 from helpers.client import WrongKeyError, connect
 from helpers.progress_store import RIGHT, SEEN, WRONG, Event, Progress
 from helpers.registered_keys import FRESH
 from helpers.tiny import MODEL_NAME
 
-DASHBOARD = Path(__file__).parents[2] / "labs/instructor/class_dashboard.ipynb"
+ROOT = Path(__file__).parents[2]
+LESSON, DASHBOARD = ROOT / "notebooks/00_start_here.ipynb", ROOT / "labs/instructor/class_dashboard.ipynb"
 
 
 @pytest.fixture
@@ -30,8 +31,7 @@ def participant(live_server, monkeypatch, tmp_path):
     monkeypatch.setenv("WORKSHOP_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WORKSHOP_CLASS", str(CLASS))
     yield tmp_path / "home"
-    for path in (CLASS / "keys").iterdir():
-        path.unlink()
+    class_folder.clear(CLASS)
 
 
 def status(live_server, key: str, route: str = "/v1/models", method: str = "GET") -> int:
@@ -111,6 +111,20 @@ def test_a_participant_whom_the_server_does_not_know_is_told_so(live_server, par
         WrongKeyError, match=rf"It refuses your key, u{os.getuid()}, though it is registered in {other}"
     ):
         connect(quiet=True)
+
+
+def test_lesson_00_against_the_class_with_progress_shared(participant, tmp_path):
+    """As a participant does it: run all cells, answer, and remove the # in front of progress.share()."""
+    notebook = nbformat.read(LESSON, as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("# print(progress.share())", "print(progress.share())")
+        cell.source = cell.source.replace("answer = ...\ncheck.q2", "answer = 148\ncheck.q2")
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    assert "(the class's server)" in printed and "Your instructor sees you as " in printed
+    (seen,) = Reader(CLASS / "progress").read()
+    assert f"sees you as {seen.name}: " in printed
+    assert [(event.exercise, event.state) for event in seen.events] == [("00.q1", SEEN), ("00.q2", RIGHT)]
 
 
 # --- the dashboard ----------------------------------------------------------------------------------------------------

@@ -33,10 +33,10 @@ def run_as(uid: int, groups: list[int], action: Callable[[], object]) -> object:
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process may have a byte: writing fails as on a disk without room, with EFBIG for ENOSPC."""
+def full_disk(room: int = 0) -> Iterator[None]:
+    """No file of this process may have more bytes: writing fails as on a disk without room, with EFBIG for ENOSPC."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
         yield
     finally:
