@@ -19,6 +19,7 @@ from helpers.widgets import png
 
 WIDTH = {"max_width": "960px", "width": "100%"}
 ALL = "all lessons"
+SEEK = 30.0  # seconds between two looks for a server
 STYLE = """<style>
 .class-tiles {display:flex; flex-wrap:wrap; gap:8px; margin:4px 0}
 .class-tiles div {border:1px solid #d7dbdf; border-radius:6px; padding:6px 12px; min-width:104px; line-height:1.3}
@@ -56,7 +57,7 @@ class Dashboard(ipywidgets.VBox):
             threading.Event(),
             threading.Lock(),
         )
-        self._drawn, self._problems = None, {}
+        self._drawn, self._no_server, self._no_class, self._seek_at = None, "", "", 0.0
         self._build()
         self.refresh()
         _retire_older(self)
@@ -85,7 +86,6 @@ class Dashboard(ipywidgets.VBox):
         """Read server and progress, and show what has changed."""
         with self._lock:
             began = time.thread_time()
-            self._problems = {}
             self._look_at_server()
             self._look_at_class()
             self._show()
@@ -93,17 +93,22 @@ class Dashboard(ipywidgets.VBox):
             self._said.value = self._footer()
 
     def _look_at_server(self) -> None:
+        """Looking for a server asks Slurm, so that is not done at every refresh."""
+        if self._client is None and time.monotonic() < self._seek_at:
+            return
+        self._no_server, self._seek_at = "", time.monotonic() + SEEK
         try:
             self._client = self._client or connect(quiet=True, wait=0)
             self.server.take(self._client)
         except WorkshopError as error:
-            self._client, self._problems["server"] = None, str(error)
+            self._client, self._no_server = None, str(error)
 
     def _look_at_class(self) -> None:
+        self._no_class = ""
         try:
             self.participants = self._reader.read()
         except WorkshopError as error:
-            self.participants, self._problems["class"] = [], str(error)
+            self.participants, self._no_class = [], str(error)
         self.stuck = class_progress.stuck(self.participants, time.time(), **self._rules)
 
     def _follow(self) -> None:
@@ -158,7 +163,7 @@ class Dashboard(ipywidgets.VBox):
 
     def _warning(self) -> str:
         """What is missing, and why."""
-        lines = list(self._problems.values())
+        lines = [problem for problem in (self._no_server, self._no_class) if problem]
         if self._reader.unreadable:
             lines.append(f"Left out, for they are no progress files: {', '.join(self._reader.unreadable)}.")
         return "".join(f'<p class="class-warning">{html.escape(line)}</p>' for line in lines)

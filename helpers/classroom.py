@@ -37,7 +37,7 @@ def list_keys(options: argparse.Namespace) -> None:
     found = class_keys.registered(folder_of(options))
     for key in found:
         print(f"{key.name:<16} {key.whose:<20} {key.since:%Y-%m-%d %H:%M}{'  taken back' if key.blocked else ''}")
-    print(f"{len(found)} keys" if found else "Nobody has a key yet: a participant gets one by connecting.")
+    print(f"Keys: {len(found)}" if found else "Nobody has a key yet: a participant gets one by connecting.")
 
 
 def hand_out(options: argparse.Namespace) -> None:
@@ -45,8 +45,8 @@ def hand_out(options: argparse.Namespace) -> None:
     if len(names) == 1 and names[0].isdigit():
         names = [f"guest-{number:02d}" for number in range(1, int(names[0]) + 1)]
     made = class_keys.hand_out(folder_of(options), names, options.to)
-    print(f"{len(made)} keys in {options.to}, one a file that only you can read. Give each to one person, who sets")
-    print("VLLM_API_KEY to it, and VLLM_BASE_URL to the server's address.")
+    print(f"{options.to}: {', '.join(path.name for path in made)}; only you can read them. Give each to one person,")
+    print("who sets VLLM_API_KEY to it, and VLLM_BASE_URL to the server's address.")
 
 
 def block(options: argparse.Namespace) -> None:
