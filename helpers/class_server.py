@@ -52,7 +52,8 @@ class ServerHistory:
             self._tables.popleft()
         since = self._tables[0][1] if self._tables else first_tokens
         finished = int(table.loc[table["metric"] == FINISHED, "value"].sum())
-        times = [metrics.quantile(first_tokens, TTFT, share, since) for share in (0.5, 0.95)]
+        shares = (0.5, 0.95)
+        times = [math.nan if first_tokens.empty else metrics.quantile(first_tokens, TTFT, s, since) for s in shares]
         self._tables.append((at, first_tokens))
         self.moments.append(Moment(now, finished, *times))
         while self.moments[0].snapshot.time < at - self.seconds:
