@@ -1,7 +1,8 @@
 """Exercises that check themselves: not attempted, wrong (with a hint at the misconception), or right.
 
 A lesson's exercises are `Exercise` objects in helpers/exercises/; a notebook calls `check.q1(answer)`, and on demand
-`check.q1.hint()` and `check.q1.solution()`. The tests run every solution and feed every listed wrong answer.
+`check.q1.hint()` and `check.q1.solution()`. The tests run every solution and feed every listed wrong answer. What a lesson's
+check says is kept as the learner's progress (progress_store).
 """
 
 import html
@@ -12,24 +13,32 @@ from typing import Any
 
 import openai
 
+from helpers import progress_store
+
 NOT_ATTEMPTED, WRONG, RIGHT = "not attempted", "not quite", "right"
+KEPT_AS = {NOT_ATTEMPTED: progress_store.SEEN, WRONG: progress_store.WRONG, RIGHT: progress_store.RIGHT}
 COLORS = {NOT_ATTEMPTED: "#9aa0a6", WRONG: "#c8504c", RIGHT: "#4a9a63"}
 
 
 @dataclass
 class Verdict:
-    """What a check says: one of the three states and why. Shows itself as text and as HTML."""
+    """What a check says: one of the three states and why, with a note where it could not be kept. Shows itself."""
 
     state: str
     message: str
+    note: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
-        return f"{self.state}: {self.message}"
+        return f"{self.state}: {self.message}" + (f"\n{self.note}" if self.note else "")
 
     def _repr_html_(self) -> str:
         style = f"border-left: 4px solid {COLORS[self.state]}; padding: 4px 10px"
-        message = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(self.message))
-        return f"<div style='{style}'><b>{self.state.capitalize()}.</b> {message}</div>"
+        note = f"<br><small>{_as_html(self.note)}</small>" if self.note else ""
+        return f"<div style='{style}'><b>{self.state.capitalize()}.</b> {_as_html(self.message)}{note}</div>"
+
+
+def _as_html(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def right(message: str) -> Verdict:
@@ -54,6 +63,12 @@ class Exercise:
     wrong_answers: Sequence[Any] = field(default_factory=list)
 
     def __call__(self, answer: Any) -> Verdict:
+        verdict = self._verdict(answer)
+        if name := progress_store.name_of(self):
+            verdict.note = progress_store.record(name, KEPT_AS[verdict.state])
+        return verdict
+
+    def _verdict(self, answer: Any) -> Verdict:
         if answer is ...:
             return Verdict(NOT_ATTEMPTED, "change the `...` and run the cell again.")
         try:

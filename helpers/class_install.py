@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from helpers import materials
+from helpers import class_folder, materials
 from helpers.errors import WorkshopError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,6 +162,10 @@ def _give_to(folder: Path, group: str) -> None:
         os.chmod(path, stat.S_IMODE(path.stat().st_mode) | (0o2700 if name else 0o700))
     if group:
         os.chmod(folder, 0o750)
+        try:
+            class_folder.prepare(folder / "class", group=group)
+        except class_folder.ClassFolderError as error:
+            raise ClassInstallError(str(error)) from None
 
 
 def _walk(folder: Path, change: object) -> None:

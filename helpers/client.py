@@ -16,7 +16,8 @@ import httpx2
 import openai
 from openai import DefaultHttpxClient, OpenAI
 
-from helpers import connections, doctor, jobs, queue, server
+from helpers import class_keys, connections, doctor, jobs, queue, server, storage
+from helpers.class_keys import ClassKeyError
 from helpers.connections import READY, Connection, home
 from helpers.errors import WorkshopError
 
@@ -61,9 +62,12 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
             gone = connection.is_gone() or not connection.path.exists()
             problems.append(_obituary(connection) if gone else _still_starting(connection))
             continue
-        client = client_for(connection, timeout)
         try:
+            client = client_for(connection, timeout)
             model = _try_one_token(client)
+        except ClassKeyError as error:
+            problems.append(f"{connection.base_url} ({source}): {error}")
+            continue
         except (openai.APIError, AttributeError, IndexError, TypeError) as error:
             if connection.is_gone():  # asked only now: in a container the process may be out of sight and yet alive
                 problems.append(_obituary(connection))
@@ -72,6 +76,8 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
             failure = WrongKeyError if refused else failure
             if refused or source != "the default address":
                 cause = explain(error) if isinstance(error, openai.APIError) else NOT_VLLM
+                if refused and not connection.api_key:
+                    cause = class_keys.why_refused(connection.path.parents[1])
                 if connection.job_id and isinstance(error, openai.APIConnectionError):
                     cause = _unreachable(connection)
                 problems.append(f"{connection.base_url} ({source}): {cause}")
@@ -91,6 +97,8 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
     if coming:
         raise failure(" ".join([*problems, *coming, "`slurm.wait()` from helpers waits for it."]))
     problems += failed if not problems else []
+    if (shared := connections.class_folder()) and (shut_out := storage.shut_out(shared)):
+        problems.append(shut_out)
     places = f"VLLM_BASE_URL is not set, {home() / 'servers'} names no server, and {LOCALHOST} does not answer."
     raise failure(" ".join([*(problems or ["No server found:", places]), START_ONE]))
 
@@ -100,12 +108,12 @@ def client_for(connection: Connection, timeout: float = 120) -> OpenAI:
 
     No retries: a request that timed out is still being computed, and a second one would only add to the load.
 
-    A server that a connection file names is on this machine or cluster, where a proxy would only be in the way.
+    A server that a connection file names is on this machine or cluster, where a proxy would only be in the way. For a class's
+    server the key is one's own, made and registered if need be: raises ClassKeyError where that cannot be done.
     """
+    key = connection.api_key or class_keys.own(connection.path.parents[1])
     http = DefaultHttpxClient(limits=LIMITS, timeout=timeout, trust_env=not connection.node)
-    return OpenAI(
-        base_url=connection.base_url, api_key=connection.api_key, timeout=timeout, max_retries=0, http_client=http
-    )
+    return OpenAI(base_url=connection.base_url, api_key=key, timeout=timeout, max_retries=0, http_client=http)
 
 
 def root_of(client: OpenAI) -> str:
@@ -121,13 +129,19 @@ def _try_one_token(client: OpenAI) -> str:
 
 def _still_starting(connection: Connection) -> str:
     if status := _job_status(connection):
-        return f"{_sentence(status)}; its log is {connection.log}."
-    return f"The server at {connection.base_url} did not get ready; its log is {connection.log}."
+        return f"{_sentence(status)}{_whose_log(connection)}."
+    return f"The server at {connection.base_url} did not get ready{_whose_log(connection)}."
+
+
+def _whose_log(connection: Connection) -> str:
+    return f"; its log is {connection.log}" if connection.log else ": ask your instructor, whose it is"
 
 
 def _obituary(connection: Connection) -> str:
     """Why a dead server died, by its log or its Slurm job; its connection file is removed."""
     connection.remove()
+    if not connection.is_ours:
+        return f"The class's server at {connection.base_url} has ended: ask your instructor for the next one."
     if connection.job_id and (status := _job_status(connection)):
         return f"The server at {connection.base_url} is gone: {str(status).rstrip('.')}."
     try:

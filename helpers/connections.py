@@ -3,23 +3,24 @@
 Whoever runs a server (this package, a Slurm job) keeps one JSON file in `$WORKSHOP_HOME/servers` (by default
 `~/.llm-serving-workshop/servers`), readable by its owner alone because it holds the API key, and removes it at the end.
 
-A class's server is for many: whoever runs it puts a copy of its file into `$WORKSHOP_CLASS/servers`, a folder that the
-class may read. Open OnDemand's sessions set WORKSHOP_CLASS (slurm/ondemand).
+A class's server is for many: started with SERVE_CLASS naming the class's folder, it keeps a second file in `servers` there,
+without a key, for each participant has a key of their own (class_keys). Participants look in the folder that WORKSHOP_CLASS
+names, as Open OnDemand's sessions set it (slurm/ondemand), or in the one beside their installation (class_install).
 """
 
 import json
 import os
 import socket
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import psutil
 
-from helpers import queue
+from helpers import queue, storage
 
 STARTING, READY = "starting", "ready"
+BESIDE = Path(__file__).resolve().parents[1] / "class"  # where class_install has it
 
 
 def home() -> Path:
@@ -29,8 +30,15 @@ def home() -> Path:
 
 def folders() -> list[Path]:
     """Where connection files are: one's own first, then the class's where there is one."""
-    shared = os.environ.get("WORKSHOP_CLASS")
-    return [home() / "servers", *([Path(shared) / "servers"] if shared else [])]
+    shared = class_folder()
+    return [home() / "servers", *([shared / "servers"] if shared else [])]
+
+
+def class_folder() -> Path | None:
+    """The class's shared folder, None where there is no class."""
+    if named := os.environ.get("WORKSHOP_CLASS"):
+        return Path(named)
+    return BESIDE if os.path.isdir(BESIDE / "servers") else None
 
 
 @dataclass
@@ -39,7 +47,7 @@ class Connection:
 
     `job_id` is the Slurm job's, None for a server started by hand; `pid` is the process on `node` that keeps it alive.
     A `private` server is an experiment's: its file lies apart, where `connect()` does not look. `file` is where it was
-    read from; a class's lies not in our folder and is not ours to remove.
+    read from; a class's lies not in our folder, is not ours to remove, and has no key, for everybody has their own.
     """
 
     base_url: str
@@ -57,24 +65,28 @@ class Connection:
     def path(self) -> Path:
         if self.file:
             return self.file
+        return home() / ("experiments" if self.private else "servers") / self.file_name
+
+    @property
+    def file_name(self) -> str:
+        """By node, job and port: what no two servers share."""
         port = self.base_url.split(":")[-1].split("/")[0]
-        return (
-            home()
-            / ("experiments" if self.private else "servers")
-            / f"{self.node}-{self.job_id or 'local'}-{port}.json"
-        )
+        return f"{self.node}-{self.job_id or 'local'}-{port}.json"
 
     def write(self) -> None:
         """Write the file whole or not at all, with mode 0600."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, draft = tempfile.mkstemp(dir=self.path.parent, prefix=".draft-")  # mkstemp makes it 0600
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump({name: value for name, value in asdict(self).items() if name != "file"}, file, indent=1)
-            os.replace(draft, self.path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
+        storage.put(self.path, self._text())
+
+    def offer(self, shared: Path) -> Path:
+        """Let a class find this server: a file in its folder without key and log. Returns its path. Raises OSError."""
+        path = shared / "servers" / self.file_name
+        storage.put(path, self._text(api_key="", log=""), mode=0o644)
+        return path
+
+    def _text(self, **other: str) -> str:
+        fields = {name: value for name, value in asdict(self).items() if name != "file"}
+        return json.dumps(fields | other, indent=1)
 
     @property
     def is_ours(self) -> bool:
@@ -120,8 +132,10 @@ def read_all() -> list[Connection]:
 
 
 def _read_folder(folder: Path) -> list[Connection]:
-    found = []
-    for path in folder.glob("*.json"):
+    found, paths = [], []
+    with suppress(OSError):  # a class's that we may not enter
+        paths = list(folder.glob("*.json"))
+    for path in paths:
         with suppress(OSError, ValueError, TypeError):
             found.append((path.stat().st_mtime, read(path)))
     return [connection for _, connection in sorted(found, key=lambda pair: -pair[0])]

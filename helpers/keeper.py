@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 import httpx
 import psutil
 
-from helpers import doctor
+from helpers import doctor, storage
 from helpers.connections import READY, Connection, home
 from helpers.tiny import MODEL_DIR, MODEL_NAME
 
@@ -117,6 +117,8 @@ def launch(connection: Connection, model: str, port: int, flags: list[str], scra
     command += ["--served-model-name", connection.model, "--middleware", "helpers.guard.RequireKey", *FLAGS, *flags]
     environment = {**ENVIRONMENT, **ONE_RANK, **os.environ, "VLLM_API_KEY": connection.api_key, "TMPDIR": scratch}
     environment["PYTHONPATH"] = python_path()
+    if connection.private:
+        environment.pop("SERVE_CLASS", None)
     with open(connection.log, "w") as log:
         return subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
@@ -163,13 +165,19 @@ def wait_until_ready(vllm: subprocess.Popen, connection: Connection, owner: psut
 
 
 @contextmanager
-def nothing_left_behind(connection: Connection) -> Iterator[None]:
-    """Whatever ends the block: first ask our children to stop, then kill what is left, then remove the file."""
+def nothing_left_behind(connection: Connection) -> Iterator[list[Path]]:
+    """Whatever ends the block: first ask our children to stop, then kill what is left, then remove the file.
+
+    Yields a list for other files to remove.
+    """
+    offered: list[Path] = []
     try:
-        yield
+        yield offered
     finally:
         for stop_signal in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(stop_signal, signal.SIG_IGN)
+        for path in offered:
+            path.unlink(missing_ok=True)
         children = psutil.Process().children(recursive=True)
         for child in psutil.Process().children():
             child.terminate()
@@ -179,23 +187,39 @@ def nothing_left_behind(connection: Connection) -> Iterator[None]:
         connection.remove()
 
 
+def offer(connection: Connection, shared: Path) -> Path:
+    """The file by which a class finds this server."""
+    try:
+        return connection.offer(shared)
+    except OSError as error:
+        refuse(storage.why(error, shared / "servers"))
+
+
 def keep(model: str, port: int | None, flags: list[str], owner: psutil.Process | None, private: bool = False) -> None:
     if not (Path(model) / "config.json").is_file():
         refuse(f"No model in {model}: it holds no config.json. Name the folder that does.")
     if port is not None and not port_is_free(port):
         refuse(f"Port {port} is taken by another program. Leave the port out to get a free one, or name another.")
+    shared = os.environ.get("SERVE_CLASS")
+    if shared and not (Path(shared) / "keys").is_dir():
+        refuse(f"{shared} is no class's folder: python -m helpers.classroom open {shared}, or unset SERVE_CLASS.")
     port = port or free_port()
     name = MODEL_NAME if Path(model).resolve() == MODEL_DIR else Path(model).resolve().name
     connection = Connection(
         base_url=f"http://{HOST}:{port}/v1", model=name, api_key=secrets.token_urlsafe(24), log=str(new_log(port)),
         node=socket.gethostname(), pid=os.getpid(), private=private,
     )  # fmt: skip
-    with TemporaryDirectory(prefix="vllm-") as scratch, nothing_left_behind(connection):  # vLLM's sockets go there
+    with (
+        TemporaryDirectory(prefix="vllm-") as scratch,
+        nothing_left_behind(connection) as offered,
+    ):  # vLLM's sockets go there
         connection.write()
         vllm = launch(connection, model, port, flags, scratch)
         wait_until_ready(vllm, connection, owner)
         connection.state = READY
         connection.write()
+        if shared and not private:
+            offered.append(offer(connection, Path(shared)))
         print(f"ready {connection.path}", flush=True)
         while vllm.poll() is None and not owner_is_gone(owner):
             time.sleep(0.2)

@@ -81,6 +81,8 @@ def _log_text(client: OpenAI) -> str:
     connection = next((c for c in connections.read_all() if c.base_url.rstrip("/") == url), None)
     if connection is None:
         raise OutOfReachError(f"the server at {url} has no connection file here that would name its log.")
+    if not connection.log:
+        raise OutOfReachError("the server is the class's, and its log the instructor's.")
     try:
         return Path(connection.log).read_text(errors="replace")
     except OSError as error:

@@ -13,9 +13,17 @@ hypothesis.settings.register_profile("workshop", deadline=None)  # a busy machin
 hypothesis.settings.load_profile("workshop")
 
 OURS = TemporaryDirectory(prefix="workshop-tests-")
+CLASS = Path(OURS.name) / "class"
 FOLDERS = ["WORKSHOP_HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"]
 os.environ.update({name: f"{OURS.name}/{name.lower()}" for name in FOLDERS})  # kernels and servers inherit them
-for name in ("VLLM_BASE_URL", "VLLM_API_KEY", "SLURM_CONF", "WORKSHOP_SITE"):  # tests that need them set them
+for name in (
+    "VLLM_BASE_URL",
+    "VLLM_API_KEY",
+    "SLURM_CONF",
+    "WORKSHOP_SITE",
+    "WORKSHOP_CLASS",
+    "SERVE_CLASS",
+):  # tests that need them set them
     os.environ.pop(name, None)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would ours
@@ -31,10 +39,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def live_server():
-    """The run's server with the small Llama: a helpers.server.Server, which `connect()` finds by itself."""
+    """The run's server with the small Llama: a helpers.server.Server, which `connect()` finds by itself.
+
+    It serves a class as well, in the folder CLASS, where a test that sets WORKSHOP_CLASS is a participant.
+    """
+    from helpers import class_folder
     from helpers.server import start
 
-    with start(quiet=True) as server:
+    class_folder.prepare(CLASS, everybody=True)
+    with start(quiet=True, environment={"SERVE_CLASS": str(CLASS)}) as server:
         yield server
 
 

@@ -45,7 +45,7 @@ enter_runtime() { # sets `runtime`, what stands before the command
         export PATH=$venv/bin:$PATH
         ;;
     module) ;;
-    apptainer) runtime=(apptainer exec --nv --bind "$WORKSHOP_ROOT,$WORKSHOP_HOME,$scratch${SITE_MODELS:+,$SITE_MODELS}" "$SITE_IMAGE") ;;
+    apptainer) runtime=(apptainer exec --nv --bind "$WORKSHOP_ROOT,$WORKSHOP_HOME,$scratch${SITE_MODELS:+,$SITE_MODELS}${SERVE_CLASS:+,$SERVE_CLASS}" "$SITE_IMAGE") ;;
     *) echo "failed: SITE_RUNTIME is $SITE_RUNTIME; it must be venv, module or apptainer." >&2; exit 1 ;;
     esac
 }

@@ -1,7 +1,7 @@
 # Start, watch and end one command per node; sourced by job.sh.
 # shellcheck shell=bash
 mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-PHASE=starting CONNECTION="" AUTH=""
+PHASE=starting CONNECTION="" OFFERED="" AUTH=""
 RANK_PIDS=() # the srun of each rank; a rank is a node here: vLLM starts one process per GPU by itself
 
 start_rank() { # start_rank RANK COMMAND...: on the RANK-th node of the job, logged to rank-RANK.log
@@ -60,7 +60,7 @@ finish_on_every_exit() { # what a job that starts ranks says first
 
 finish() { # ranks, connection file and key go; the outcome stays
     trap '' USR1 TERM INT HUP
-    rm -f "$CONNECTION" "$AUTH"
+    rm -f "$CONNECTION" "$OFFERED" "$AUTH"
     end_ranks
     wait
     if [[ ! -f $JOB_DIR/outcome ]]; then

@@ -14,6 +14,7 @@ start_server() {
     finish_on_every_exit
     trap drain USR1
     command -v curl >/dev/null || fail "No curl on $(hostname); load a module that brings it (SITE_MODULES)."
+    [[ -z ${SERVE_CLASS:-} || -d $SERVE_CLASS/keys ]] || fail "$SERVE_CLASS is no class's folder. Make it one: python -m helpers.classroom open $SERVE_CLASS"
     check_layout
     find_model
     choose_ports
@@ -24,6 +25,7 @@ start_server() {
     wait_until_ready
     PHASE=serving
     write_connection ready
+    [[ -z ${SERVE_CLASS:-} ]] || offer_to_class
 }
 
 check_layout() {
@@ -89,24 +91,34 @@ wait_until_ready() {
     done
 }
 
-write_connection() { # write_connection STATE: the file by which notebooks find the server; whole or not at all
-    local folder=$WORKSHOP_HOME/servers draft
-    mkdir -p "$folder"
-    CONNECTION=$folder/$(hostname)-$SLURM_JOB_ID-$PORT.json
-    draft=$(mktemp "$folder/.draft-XXXXXX") || fail "$folder cannot be written. Free some space, or set WORKSHOP_HOME."
-    if ! printf '{"base_url": "%s", "model": "%s", "api_key": "%s", "log": "%s", "node": "%s", "job_id": "%s", "state": "%s"}\n' \
-        "http://$(named_address):$PORT/v1" "$SERVED_NAME" "$API_KEY" "$JOB_DIR/rank-0.log" "$(hostname)" "$SLURM_JOB_ID" "$1" >"$draft"; then
-        rm -f "$draft"
-        fail "$folder cannot be written. Free some space, or set WORKSHOP_HOME."
+write_connection() { # write_connection STATE: the file by which notebooks find the server
+    mkdir -p "$WORKSHOP_HOME/servers"
+    CONNECTION=$WORKSHOP_HOME/servers/$(hostname)-$SLURM_JOB_ID-$PORT.json
+    put_connection "$CONNECTION" "$API_KEY" "$JOB_DIR/rank-0.log" "$1" ||
+        fail "$WORKSHOP_HOME/servers cannot be written. Free some space, or set WORKSHOP_HOME."
+}
+
+offer_to_class() { # a class's participants find the server too; each has a key of their own, which the guard knows
+    OFFERED=$SERVE_CLASS/servers/${CONNECTION##*/}
+    if ! { put_connection "$OFFERED" "" "" ready && chmod 644 "$OFFERED"; }; then
+        say "the class does not find this server, for $SERVE_CLASS/servers cannot be written: free some space there, or have it made yours"
     fi
-    mv "$draft" "$CONNECTION"
+}
+
+put_connection() { # put_connection FILE KEY LOG STATE: whole or not at all
+    local draft
+    draft=$(mktemp "${1%/*}/.draft-XXXXXX") || return
+    printf '{"base_url": "%s", "model": "%s", "api_key": "%s", "log": "%s", "node": "%s", "job_id": "%s", "state": "%s"}\n' \
+        "http://$(named_address):$PORT/v1" "$SERVED_NAME" "$2" "$3" "$(hostname)" "$SLURM_JOB_ID" "$4" >"$draft" && mv "$draft" "$1" && return
+    rm -f "$draft"
+    return 1
 }
 
 drain() { # the time limit nears: no new clients, finish what is in flight, end
     trap '' USR1
     # shellcheck disable=SC2034 # for finish
     OUTCOME="finished: stopped before the time limit, after the requests in flight"
-    rm -f "$CONNECTION"
+    rm -f "$CONNECTION" "$OFFERED"
     [[ $PHASE == serving ]] || exit 0
     say "draining: requests in flight may take $DRAIN_SECONDS s more"
     kill -TERM "$(<"$JOB_DIR/rank-0.pid")" # vLLM alone, on this node: it refuses new requests and finishes the others

@@ -6,6 +6,8 @@ import pytest
 from portal import class_folder
 from testbed import NODES, STATE, TESTBED, Cluster, until
 
+from helpers import class_folder
+
 
 @pytest.fixture(scope="session")
 def testbed():
@@ -40,10 +42,15 @@ def cluster(testbed, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def reference(cluster):
-    """A server on one GPU, shared by the tests that need any server, and its greedy text. A drain ends it at last."""
-    job = cluster.submit("llama-3.1-8b", "--time=60", "--signal=B:USR1@60")
-    job.shared = True
+def reference(cluster, tmp_path_factory):
+    """A server on one GPU, shared by the tests that need any server, and its greedy text. A drain ends it at last.
+
+    It serves a class as well, in the folder `job.of_class`.
+    """
+    of_class = tmp_path_factory.mktemp("class")
+    class_folder.prepare(of_class, everybody=True)
+    job = cluster.submit("llama-3.1-8b", "--time=60", "--signal=B:USR1@60", SERVE_CLASS=str(of_class))
+    job.shared, job.of_class = True, of_class
     job.text = job.answer()
     return job
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from testbed import ROOT
+from testbed import ROOT, until
 
-from helpers import connections
+from helpers import class_keys, connections
 from helpers.guard import OPEN
 
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
@@ -46,6 +46,20 @@ def test_no_way_round(reference, path):
 
 def test_a_wrong_key_is_refused(reference):
     assert _as_stranger(reference, "POST", "/invocations", "-H", "Authorization: Bearer guess") == 401
+
+
+def test_a_class_key_opens_the_server_until_it_is_taken_back(reference, tmp_path):
+    (offered,) = (reference.of_class / "servers").iterdir()
+    connection = connections.read(offered)
+    assert connection.base_url == reference.connection().base_url and connection.api_key == connection.log == ""
+    assert stat.S_IMODE(offered.stat().st_mode) == 0o644 and reference.connection().api_key not in offered.read_text()
+    key = class_keys.hand_out(reference.of_class, ["ada"], tmp_path)[0].read_text().strip()
+    header = ("-H", f"Authorization: Bearer {key}")
+    routes = [("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/invocations"), ("POST", "/scale_elastic_ep")]
+    assert [_as_stranger(reference, *route, *header) for route in routes] == [200, 200, 403, 403]
+    assert _as_stranger(reference, "GET", "/v1/models", "-H", f"Authorization: Bearer {key}x") == 401
+    class_keys.block(reference.of_class, "ada")
+    until("ada to be shut out", 10, lambda: _as_stranger(reference, "GET", "/v1/models", *header) == 401)
 
 
 def test_files_are_the_owners_alone(reference, cluster):

@@ -108,4 +108,5 @@ def test_time_limit_drains(cluster, reference):
     assert len(ends) >= 4 and set(ends) == {"length"}
     assert len(errors) == 4
     reference.nothing_left()
+    assert not list((reference.of_class / "servers").iterdir()), "nor does the class find it"
     assert not [c for c in connections.read_all() if c.job_id == reference.id]

@@ -96,6 +96,8 @@ def test_a_class_gets_all_it_needs_and_can_change_nothing(clone, tmp_path):
     code, printed = run(clone, folder, "--group", grp.getgrgid(os.getgid()).gr_name)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750 and folder.stat().st_gid == os.getgid()
     assert code == 0 and "Packages for" not in printed and time.monotonic() - started < 10
+    drop_boxes = {name: stat.S_IMODE((folder / "class" / name).stat().st_mode) for name in ("keys", "progress")}
+    assert drop_boxes == {"keys": 0o1730, "progress": 0o1730}, "the class adds its own and lists nobody's"
     assert (folder / "materials/labs/README.md").read_text() == "changed"
     assert (folder / "class/servers/one.json").exists() and not [m for m in modes(folder).values() if m & 0o222]
 
