@@ -62,7 +62,7 @@ def table() -> pd.DataFrame:
     stands, rows = standing(events), {}
     for lesson, names in exercises().items():
         passed = sum(stands[f"{lesson}.{name}"] == PASSED for name in names)
-        wrong = sum(e.state == progress_store.WRONG and e.exercise.startswith(lesson) for e in events)
+        wrong = sum(e.state == progress_store.WRONG and e.exercise.startswith(f"{lesson}.") for e in events)
         rows[lesson] = {"checks": len(names), "passed": passed, "wrong_tries": wrong}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("lesson")
 

@@ -60,12 +60,17 @@ class Row:
     stuck_at: int | None = None
 
 
+def lesson_of(check: str) -> str:
+    """The lesson of a check: 08b for "08b.q2"."""
+    return check.partition(".")[0]
+
+
 def class_grid(rows: Sequence[Row], checks: Sequence[str], *, width: float = 10.0) -> Figure:
     """A row for each participant and a column for each check ("03.q2"), with the share that passed it above.
 
     A red frame: the participant is stuck there. The number in a check that was tried says how often. Lessons stand apart.
     """
-    breaks = np.cumsum([0] + [GAP * (a[:2] != b[:2]) for a, b in itertools.pairwise(checks)])
+    breaks = np.cumsum([0] + [GAP * (lesson_of(a) != lesson_of(b)) for a, b in itertools.pairwise(checks)])
     left = np.arange(len(checks)) + breaks
     height = 1.9 + max(0.165 * len(rows), 0.6)
     with plots.plt.rc_context(plots.STYLE | {"figure.constrained_layout.use": False}):
@@ -135,8 +140,8 @@ def _names(axis: Axes, rows: Sequence[Row]) -> None:
 
 def _heads(axis: Axes, left: np.ndarray, checks: Sequence[str]) -> None:
     """The lessons' numbers above their columns; of a single lesson the names of its checks."""
-    heads = list(dict.fromkeys(check[:2] for check in checks))
+    heads = list(dict.fromkeys(map(lesson_of, checks)))
     heads = heads if len(heads) > 1 else list(checks)
     for head in heads:
-        middle = np.mean([x for x, check in zip(left, checks, strict=True) if check.startswith(head)]) + 0.5
+        middle = np.mean([x for x, check in zip(left, checks, strict=True) if head in (check, lesson_of(check))]) + 0.5
         axis.text(middle, 1.08, head, ha="center", va="bottom", fontsize=10, fontweight="bold")
