@@ -167,7 +167,7 @@ def rewritten(headers, host: str, port: str):
     return kept
 
 
-def class_folder(folder: Path) -> Path:
+def shared_folder(folder: Path) -> Path:
     """What helpers.class_install makes, with this run's own environment in place of one to be installed."""
     names = class_install.files()
     materials.copy(ROOT, [name for name in names if name.startswith(("helpers/", "slurm/"))], folder)

@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from portal import class_folder
+from portal import shared_folder
 from testbed import NODES, STATE, TESTBED, Cluster, until
 
 from helpers import class_folder
@@ -58,4 +58,4 @@ def reference(cluster, tmp_path_factory):
 @pytest.fixture(scope="session")
 def course(tmp_path_factory):
     """A class's folder, from which the Open OnDemand app's sessions run."""
-    return class_folder(tmp_path_factory.mktemp("shared") / "class")
+    return shared_folder(tmp_path_factory.mktemp("shared") / "class")
