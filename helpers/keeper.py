@@ -81,12 +81,20 @@ def refuse(reason: str) -> None:
     sys.exit(1)
 
 
+def _changed(path: Path) -> float:
+    """When a file was written last; 0 for one that a server started beside us has just removed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def new_log(port: int) -> Path:
     """An empty log for this server, readable by its owner alone; the oldest of many are removed."""
     folder = home() / "logs"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     ours = [path for path in folder.glob("*.log") if OUR_LOG.match(path.name)]  # Slurm jobs keep theirs there too
-    for old in sorted(ours, key=lambda path: path.stat().st_mtime)[: -LOGS_KEPT + 1]:
+    for old in sorted(ours, key=_changed)[: -LOGS_KEPT + 1]:
         old.unlink(missing_ok=True)
     path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{port}.log"
     path.touch(mode=0o600)

@@ -72,6 +72,19 @@ def _vllm_parser():
     return make_arg_parser(FlexibleArgumentParser(prog="vllm serve")), validate_parsed_serve_args
 
 
+def known() -> set[str]:
+    """Every option with two dashes of `vllm serve`, `vllm run-batch` and `vllm bench serve`, in this very process."""
+    from vllm.benchmarks.serve import add_cli_args
+    from vllm.entrypoints.launchers import run_batch
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    bench = FlexibleArgumentParser()
+    add_cli_args(bench)
+    parsers = [_vllm_parser()[0], run_batch.make_arg_parser(FlexibleArgumentParser()), bench]
+    options = [word for parser in parsers for action in parser._actions for word in action.option_strings]
+    return {word for word in options if word.startswith("--")}
+
+
 def _explain(error: str, parser: argparse.ArgumentParser) -> str:
     unknown = error.removeprefix("unrecognized arguments: ")
     if unknown == error:

@@ -1,4 +1,4 @@
-"""Train the small Llama:  python -m helpers.tiny.train [--out FOLDER] [--epochs N]
+"""Train the small Llama:  python -m helpers.tiny.train [--out FOLDER] [--epochs N] [--draft]
 
 One command, one seed. A data-centre GPU needs minutes; a CPU does about 3,000 tokens/s and needs many hours, which the
 command says before it begins. It writes what a vLLM server reads (config.json, tokenizer, model.safetensors in
@@ -6,6 +6,9 @@ bfloat16) and the loss curve as data and as a picture.
 
 The model: 8 layers, hidden size 256, 8 query heads and 4 KV heads of 32, so that TP 1, 2 and 4 and PP up to 8 are legal
 and one token takes 2 x 8 layers x 4 KV heads x 32 x 2 bytes = 4096 bytes of KV cache.
+
+--draft trains its small sibling instead, an eighth of its size, which guesses for it in lesson 08b: 2 layers of 128 with
+the same heads and vocabulary. Three epochs make it good enough, and take some ten minutes on two cores.
 """
 
 import argparse
@@ -22,12 +25,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helpers.tiny import MODEL_DIR, corpus
+from helpers.tiny import DRAFT_DIR, MODEL_DIR, corpus
 from helpers.tiny.world import ASSISTANT, END, SYSTEM, USER
 
 BEGIN, PAD = "<s>", "<|pad|>"
 SPECIAL = [BEGIN, END, PAD, SYSTEM, USER, ASSISTANT]
 VOCABULARY, CONTEXT = 4096, 2048
+DRAFT = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 LENGTHS = [16, 32, 64, 128, 256, 512, 1024, CONTEXT]  # documents are padded to the next of these
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -55,11 +59,12 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def make_model(tokenizer: PreTrainedTokenizerFast, **sizes: int) -> LlamaForCausalLM:
+    """The small Llama with fresh weights; `sizes` replace those of its config."""
+    shape = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 8, **sizes}
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=8, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=32, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=VOCABULARY, num_key_value_heads=4, head_dim=32, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **shape,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -106,8 +111,10 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def train(epochs: int, tokens_per_step: int, device: str, seed: int = 0, stop_after: int | None = None) -> tuple:
-    """Returns (model, tokenizer, losses). Same seed, same hardware: same losses to two decimals."""
+def train(
+    epochs: int, tokens_per_step: int, device: str, seed: int = 0, stop_after: int | None = None, **sizes: int
+) -> tuple:
+    """Returns (model, tokenizer, losses). Same seed, same hardware: same losses to two decimals. `sizes`: see make_model."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what makes cuBLAS repeat itself
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
@@ -115,7 +122,7 @@ def train(epochs: int, tokens_per_step: int, device: str, seed: int = 0, stop_af
     torch.set_float32_matmul_precision("high")
     first = corpus.documents(seed)
     tokenizer = make_tokenizer(first)
-    model = make_model(tokenizer).to(device)
+    model = make_model(tokenizer, **sizes).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.1, fused=device == "cuda"
     )
@@ -130,7 +137,7 @@ def train(epochs: int, tokens_per_step: int, device: str, seed: int = 0, stop_af
         for ids in batches(documents, tokens_per_step, tokenizer.pad_token_id, random.Random(seed + epoch)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(len(losses), steps, peak=2e-3)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda" or bool(sizes)):
                 loss, z_loss = loss_of(model, ids.to(device), tokenizer.pad_token_id)
             (loss + 1e-3 * z_loss).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -158,18 +165,29 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, losses: li
     plots.loss_curve(curve, every=50).savefig(out / "loss.png")
 
 
+def save_draft(model: LlamaForCausalLM, out: Path) -> None:
+    """Weights and config alone: the tokenizer is the small Llama's."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.to("cpu", torch.bfloat16).save_pretrained(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=MODEL_DIR)
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--out", type=Path, help="default: helpers/tiny/model, or helpers/tiny/draft")
+    parser.add_argument("--epochs", type=int, help="default: 50, or 3 for the draft model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--draft", action="store_true", help="train the sibling that guesses for it")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.draft:  # few epochs, hence small steps
+        trained = train(options.epochs or 3, tokens_per_step=4096, device=device, seed=options.seed, **DRAFT)
+        return save_draft(trained[0], options.out or DRAFT_DIR)
     if device == "cpu":
         print(
             "No CUDA GPU found: on a CPU this takes many hours (about 3,000 tokens/s). Ctrl-C stops it; nothing is written before the end."
         )
-    save(*train(options.epochs, tokens_per_step=16384, device=device, seed=options.seed), options.out)
+    trained = train(options.epochs or 50, tokens_per_step=16384, device=device, seed=options.seed)
+    save(*trained, options.out or MODEL_DIR)
 
 
 if __name__ == "__main__":

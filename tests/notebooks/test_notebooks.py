@@ -32,8 +32,8 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def lesson(path: Path):
-    """The module of this notebook's exercises, helpers/exercises/lesson_NN.py."""
-    return importlib.import_module(f"helpers.exercises.lesson_{path.stem[:2]}")
+    """The module of this notebook's exercises, helpers/exercises/lesson_NN.py (lesson_08b.py for a lesson's second half)."""
+    return importlib.import_module(f"helpers.exercises.lesson_{path.stem.partition('_')[0]}")
 
 
 def exercises(path: Path) -> dict[str, Exercise]:
