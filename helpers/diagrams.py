@@ -165,16 +165,22 @@ def page_table() -> Figure:
     return figure
 
 
-def held_by(weights: str, cache: str) -> Figure:
-    """What each of four GPUs holds of the weights and of the cache, in parts of helpers.parallel_plots.HELD."""
-    figure, axis = canvas((12, 2.5), label=f"What each of four GPUs holds: weights by {weights}, cache by {cache}.")
-    scale = 1.28
+def held_by(weights: str, cache: str, wide: bool = True) -> Figure:
+    """What each of four GPUs holds of the weights and of the cache, in parts of helpers.parallel_plots.HELD.
+
+    Not `wide`: for half a slide, 5.6 x 1.9 inches.
+    """
+    size, scale, step, left = ((12, 2.5), 1.28, 2.95, 0.35) if wide else ((5.6, 1.9), 0.62, 1.4, 0.02)
+    figure, axis = canvas(size, label=f"What each of four GPUs holds: weights by {weights}, cache by {cache}.")
     for gpu in range(4):
-        left = 0.35 + 2.95 * gpu
-        axis.text(left + 1.3, 2.18, f"GPU {gpu}", ha="center", fontsize=20, color=GPU_COLORS[gpu], weight="semibold")
+        x = left + step * gpu
+        axis.text(x + 1.05 * scale, size[1] - 0.3, f"GPU {gpu}", ha="center", fontsize=20, color=GPU_COLORS[gpu], weight="semibold")
         for place, (word, part) in enumerate((("weights", weights), ("cache", cache))):
-            _scaled_grid(axis, left + place * 1.38, 0.5, gpu, part, scale)
-            axis.text(left + place * 1.38 + scale / 2, 0.12, word, ha="center", fontsize=18, color=QUIET)
+            _scaled_grid(axis, x + place * 1.08 * scale, 0.55, gpu, part, scale)
+            if wide:
+                axis.text(x + (place * 1.08 + 0.5) * scale, 0.15, word, ha="center", fontsize=18, color=QUIET)
+    if not wide:
+        axis.text(size[0] / 2, 0.15, "left: weights, right: cache", ha="center", fontsize=18, color=QUIET)
     return figure
 
 

@@ -166,7 +166,9 @@ def guessing() -> Figure:
     """When guesses pay, with the cost of a step that was measured where no guess was right."""
     found = lever_data.effects().query("lever.str.startswith('n-gram')").iloc[0]
     costs = {"guesses for nothing": 1.0, "one request, measured": 1 / found.one, "many, measured": 1 / found.many}
-    return speculation_plots.curves(3, costs)
+    figure = speculation_plots.curves(3, costs)
+    figure.axes[0].set_xticks([0.2, 0.4, 0.6, 0.8, 1.0])
+    return figure
 
 
 def four_gpus() -> Figure:

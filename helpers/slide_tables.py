@@ -202,11 +202,11 @@ def eager_cost() -> str:
     return lever_data.decisions().loc["CUDA graphs, vLLM's all-reduce", "one request"]
 
 
-def deployments(least: int = 1) -> pd.DataFrame:
-    """The deployments of slurm/ that ask for so many GPUs or more, with the room that helpers.memory computes."""
+def deployments(least: int = 1, most: int = 64) -> pd.DataFrame:
+    """The deployments of slurm/ on so many GPUs, with the room that helpers.memory computes."""
     rows = {}
     for name, found in catalogue().items():
-        if found.shape and found.gpus >= least:
+        if found.shape and least <= found.gpus <= most:
             plan = plan_of(found)
             nodes = f"{found.nodes} × {found.gpus_per_node}" if found.nodes > 1 else f"{found.gpus_per_node}"
             rows[f"<code>{name}</code>"] = {

@@ -47,7 +47,7 @@ def table(frame: pd.DataFrame, small: bool = False) -> str:
     """A DataFrame of words and ready-made numbers as HTML: columns of numbers to the right, the index first if it has a name."""
     if frame.index.name:
         frame = frame.reset_index()
-    numbers = [all(_is_number(str(value)) for value in frame[column]) for column in frame]
+    numbers = [i > 0 and all(_is_number(str(value)) for value in frame[column]) for i, column in enumerate(frame)]
     kinds = [' class="number"' if number else "" for number in numbers]
     head = "".join(f"<th{kind}>{column}</th>" for kind, column in zip(kinds, frame.columns, strict=True))
     rows = [
@@ -59,6 +59,13 @@ def table(frame: pd.DataFrame, small: bool = False) -> str:
 
 def _is_number(text: str) -> bool:
     return text[:1].isdigit() or text[:1] in "+-−–" or text in ("", "not measured")
+
+
+def blocks(here: int) -> str:
+    """The four blocks in a row for a deck's cover, the one that begins here filled."""
+    names = ("Foundation", "Optimisation", "Production", "Parallelism")
+    spans = (f"<span{' class=here' if n == here else ''}>{n} {name}</span>" for n, name in enumerate(names, 1))
+    return f'<div class="map">{"".join(spans)}</div>'
 
 
 def demo(notebook: str, heading: str, code: str = "", *, say: str = "") -> str:
@@ -104,7 +111,7 @@ def _cells(path: Path) -> list[tuple[str, str, int | None]]:
 def names() -> dict[str, Any]:
     """Everything a slide can name."""
     functions: list[Callable] = [
-        figure, table, demo, models.load, weights.weight_bytes, weights.parameter_count, weights.active_parameter_count,
+        figure, table, demo, blocks, models.load, weights.weight_bytes, weights.parameter_count, weights.active_parameter_count,
         kv_cache.kv_bytes_per_token, memory.plan, roofline.decode_seconds, roofline.decode_tokens_per_second,
         roofline.ttft_seconds, roofline.tp_bytes_per_step, roofline.pp_bytes_per_step, hardware.get_gpu,
         deployments.find, deployments.catalogue, slide_tables.speed,
