@@ -185,6 +185,11 @@ def script_flags() -> Figure:
     return slide_charts.groups(table, "requests at once", "tokens/s", times=list(table["defaults"] / table["script"]))
 
 
+def batch_bound() -> Figure:
+    """The bound of a step by the requests in it."""
+    return slide_charts.bars(slide_tables.batch_bound(), "tokens per second, at most")
+
+
 def throughput() -> Figure:
     """What all get together and what one gets, for 1, 16 and 64 requests: Llama 3.1 8B on one H200."""
     rows = parallel_data.two_gpus("llama-3.1-8b").query("row == 'TP1'").sort_values("concurrency")

@@ -19,6 +19,8 @@ LLAMAS = {"8B": "llama-3.1-8b", "70B": "llama-3.1-70b", "405B": "llama-3.1-405b"
 PUBLISHED_KV = (15.62, 39.06, 123.05)  # "GB" for a request of 128k tokens, on the decks of 2024 and 2026
 PUBLISHED_H100 = (1, 2.24, 11.66)  # the same decks' "number of H100s needed"
 LONG = 128_000  # tokens of that request
+CONTEXT = 576  # tokens of cache of a request in the middle of its answer: LENGTHS
+LENGTHS = "512 tokens in, 128 out"
 TRANSFORMERS = 23.8  # tokens/s at batch 1: helpers/data/h200x4.json tells it in a sentence, which a test compares
 
 
@@ -103,11 +105,12 @@ def two_phases() -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("a step of 8B")
 
 
-def batch_bound() -> pd.DataFrame:
-    """The most tokens/s of 8B on one H200 by requests at once, each with 576 tokens of cache."""
-    counts = (1, 16, 64, 256)
-    bounds = [f"{decode_tokens_per_second(load(LLAMAS['8B']), 'H200', batch=n, context=576):,.0f}" for n in counts]
-    return pd.DataFrame({"requests at once": counts, "tokens/s at most": bounds})
+def batch_bound() -> dict[str, float]:
+    """The most tokens/s of 8B on one H200 by requests at once, each with CONTEXT tokens of cache."""
+    return {
+        f"{n} request{'s' * (n > 1)}": decode_tokens_per_second(load(LLAMAS["8B"]), "H200", batch=n, context=CONTEXT)
+        for n in (1, 16, 64, 256)
+    }
 
 
 def bounds() -> pd.DataFrame:
@@ -129,7 +132,8 @@ def memory_shares() -> pd.DataFrame:
     from helpers.slide_figures import memory_traces
 
     shares = {name: trace.memory_shares() for name, trace in memory_traces().items()}
-    return pd.DataFrame(shares).map("{:.0%}".format).rename_axis("share of the cache")
+    named = {"tokens": "tokens", "internal": "held, empty", "external": "free, but scattered", "free": "free"}
+    return pd.DataFrame(shares).map("{:.0%}".format).rename(index=named).rename_axis("share of the cache")
 
 
 def lever_table(*names: str) -> pd.DataFrame:
@@ -172,10 +176,6 @@ def caches() -> pd.DataFrame:
             "printed by vLLM": table["printed"].map("{:,.0f}".format),
         }
     ).rename_axis("70B on 4 H200")
-
-
-CONTEXT = 576  # tokens of cache of a request in the middle of its answer: LENGTHS
-LENGTHS = "512 tokens in, 128 out"
 
 
 def reached() -> str:
