@@ -84,10 +84,10 @@ def gpus_needed() -> pd.DataFrame:
         plan = fewest_gpus(load(model), "H100", max_model_len=131_072)
         rows[name] = {
             "weights, BF16": f"{weight_bytes(load(model)) / GB:,.0f} GB",
-            "cache, 131,072 tokens": f"{kv_bytes_per_token(load(model)) * 131_072 / GB:.0f} GB",
+            "cache": f"{kv_bytes_per_token(load(model)) * 131_072 / GB:.0f} GB",
             "published": f"{published:g}",
             "H100 80 GB": plan.gpus,
-            "layout": plan.layout,
+            "layout": plan.layout.replace(" x ", "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}"),
             "H200": fewest_gpus(load(model), "H200", max_model_len=131_072).gpus,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("Llama 3.1")

