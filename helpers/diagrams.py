@@ -2,7 +2,7 @@
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyBboxPatch
 
 from helpers import plots
 from helpers.hardware import GB, GPU, Link
@@ -37,9 +37,13 @@ def box(
     axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", color=color, fontsize=size, weight=weight)
 
 
-def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str = QUIET, style: str = "-|>") -> None:
+def arrow(
+    axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str = QUIET, style: str = "-|>"
+) -> None:
     """A line with a head, from start to end."""
-    axis.annotate("", end, start, arrowprops={"arrowstyle": style, "color": color, "linewidth": 2.2, "mutation_scale": 20})
+    axis.annotate(
+        "", end, start, arrowprops={"arrowstyle": style, "color": color, "linewidth": 2.2, "mutation_scale": 20}
+    )
 
 
 def machine(gpu: GPU, network: Link) -> Figure:
@@ -89,7 +93,13 @@ def llama_layer(model: str = "llama-3.1-8b") -> Figure:
         arrow(axis, (2.0, low), (2.0, high))
     kept = f"{config.num_attention_heads} query heads,\n{config.num_key_value_heads} for keys and values"
     axis.text(4.15, 2.41, kept, va="center", fontsize=18)
-    axis.text(4.15, 3.56, f"{config.hidden_size:,} → {config.intermediate_size:,}\n→ {config.hidden_size:,}", va="center", fontsize=18)
+    axis.text(
+        4.15,
+        3.56,
+        f"{config.hidden_size:,} → {config.intermediate_size:,}\n→ {config.hidden_size:,}",
+        va="center",
+        fontsize=18,
+    )
     axis.text(4.15, 4.81, "read at the last token", va="center", fontsize=18, color=QUIET)
     axis.text(4.15, 1.2, f"the frame {config.num_hidden_layers} times", va="center", fontsize=18, color=BLUE)
     return figure
@@ -104,7 +114,17 @@ def prefill_decode(prompt: int = 6, answer: int = 7) -> Figure:
     side, left, wide, step = 0.42, 0.6, 2.5, 1.1
     start = left + wide + 0.25
     for row in range(prompt):
-        box(axis, left, 1.0 + row * (side + 0.06), wide, side, f"prompt token {prompt - row}", fill=BLUE, edge=BLUE, color="white")
+        box(
+            axis,
+            left,
+            1.0 + row * (side + 0.06),
+            wide,
+            side,
+            f"prompt token {prompt - row}",
+            fill=BLUE,
+            edge=BLUE,
+            color="white",
+        )
     for number in range(answer):
         x = start + number * step
         box(axis, x, 1.0, step - 0.14, side, f"{number + 2}", fill=ORANGE, edge=ORANGE, color="white")
@@ -158,7 +178,9 @@ def page_table() -> Figure:
     for block in range(12):
         x, y = 6.9 + 1.2 * (block % 4), 3.3 - 1.3 * (block // 4)
         name = owner.get(block)
-        box(axis, x, y, 1.05, 1.05, f"{block}", fill=fills.get(name, "white"), color="white" if name else QUIET, size=20)
+        box(
+            axis, x, y, 1.05, 1.05, f"{block}", fill=fills.get(name, "white"), color="white" if name else QUIET, size=20
+        )
     axis.text(6.9, 0.3, "the cache: blocks of 16 tokens", fontsize=18, color=QUIET)
     axis.text(6.9, 4.68, "dark: shared, same beginning", fontsize=18, color=INK)
     arrow(axis, (5.3, 2.5), (6.7, 2.5))
@@ -174,7 +196,15 @@ def held_by(weights: str, cache: str, wide: bool = True) -> Figure:
     figure, axis = canvas(size, label=f"What each of four GPUs holds: weights by {weights}, cache by {cache}.")
     for gpu in range(4):
         x = left + step * gpu
-        axis.text(x + 1.05 * scale, size[1] - 0.3, f"GPU {gpu}", ha="center", fontsize=20, color=GPU_COLORS[gpu], weight="semibold")
+        axis.text(
+            x + 1.05 * scale,
+            size[1] - 0.3,
+            f"GPU {gpu}",
+            ha="center",
+            fontsize=20,
+            color=GPU_COLORS[gpu],
+            weight="semibold",
+        )
         for place, (word, part) in enumerate((("weights", weights), ("cache", cache))):
             _scaled_grid(axis, x + place * 1.08 * scale, 0.55, gpu, part, scale)
             if wide:
@@ -188,14 +218,14 @@ def _scaled_grid(axis: Axes, left: float, bottom: float, gpu: int, part: str, sc
     before = len(axis.patches)
     _grid(axis, 0, 0, gpu, HELD[part])
     for square in axis.patches[before:]:
-        square.set_bounds(
-            left + square.get_x() * scale, bottom + square.get_y() * scale, 0.25 * scale, 0.25 * scale
-        )
+        square.set_bounds(left + square.get_x() * scale, bottom + square.get_y() * scale, 0.25 * scale, 0.25 * scale)
 
 
 def places(count: int = 4) -> Figure:
     """Threads that take requests from a queue: as one is done, it takes the next."""
-    figure, axis = canvas((12, 3.8), label=f"A queue of prompts, {count} threads, and a server that serves all at once.")
+    figure, axis = canvas(
+        (12, 3.8), label=f"A queue of prompts, {count} threads, and a server that serves all at once."
+    )
     for number in range(7):
         box(axis, 0.3, 0.1 + 0.45 * number, 2.2, 0.36, "", fill="#cfdcee", edge="#cfdcee")
     axis.text(1.4, 3.45, "prompts", ha="center", va="center", fontsize=18, color=QUIET)
@@ -224,7 +254,35 @@ def cut_layer(config: ModelConfig, ranks: int = 4) -> Figure:
     for start, end in (((1.75, 2.4), (2.5, 2.4)), ((5.0, 2.4), (5.8, 2.4)), ((8.5, 2.4), (9.2, 2.4))):
         arrow(axis, start, end)
     box(axis, 9.3, 1.3, 2.5, 2.2, "all-reduce:\nadd the\nfour sums", fill="#fbeceb", edge=RED)
-    axis.text(3.75, 0.55, f"gate, up: by outputs\n{wide:,} × {hidden:,}", ha="center", va="center", fontsize=18, color=QUIET)
+    axis.text(
+        3.75, 0.55, f"gate, up: by outputs\n{wide:,} × {hidden:,}", ha="center", va="center", fontsize=18, color=QUIET
+    )
     axis.text(7.15, 0.55, f"down: by inputs\n{hidden:,} × {wide:,}", ha="center", va="center", fontsize=18, color=QUIET)
     axis.text(10.55, 0.75, "twice a layer", ha="center", va="center", fontsize=18, color=RED)
+    return figure
+
+
+def job_life(deployment: str, gpus: int) -> Figure:
+    """From a submitted job to a notebook that finds its server."""
+    figure, axis = canvas((12, 3.5), label=(
+        "You submit a job; Slurm queues it and gives it nodes; vLLM starts a rank for each GPU, answers, and writes a "
+        "connection file, in which the notebooks find address and key."
+    ))  # fmt: skip
+    box(axis, 0.2, 1.9, 2.3, 1.3, f"you: submit\n{deployment}", fill="white", edge=BLUE)
+    box(axis, 3.4, 1.9, 1.9, 1.3, "Slurm:\nthe queue")
+    box(axis, 6.2, 1.7, 5.6, 1.7, fill="white", edge=GREEN)
+    axis.text(6.4, 3.1, "a node, or several", fontsize=18, color="#2f7a49", va="center")
+    for number in range(gpus):
+        box(axis, 6.4 + 1.34 * number, 1.85, 1.2, 0.95, f"rank {number}", fill=BLUE, edge=BLUE, color="white")
+    box(axis, 6.2, 0.15, 3.0, 0.95, "connection file", fill="#fff6ea", edge=ORANGE)
+    box(axis, 0.2, 0.15, 3.6, 0.95, "notebooks, clients", fill="white", edge=BLUE)
+    for start, end in (
+        ((2.5, 2.55), (3.4, 2.55)),
+        ((5.3, 2.55), (6.2, 2.55)),
+        ((7.7, 1.7), (7.7, 1.1)),
+        ((6.2, 0.62), (3.8, 0.62)),
+    ):
+        arrow(axis, start, end)
+    axis.text(7.9, 1.4, "ready: a real answer", fontsize=18, va="center", color=QUIET)
+    axis.text(5.0, 0.85, "address, key", fontsize=18, ha="center", va="bottom", color=QUIET)
     return figure

@@ -42,7 +42,9 @@ def to_svg(figure: Figure, name: str, *, width: float = WIDTH, height: float | N
     """
     alt = alt or figure.get_label()
     if not alt:
-        raise ProjectionError(f"The picture {name!r} has no words for those who cannot see it: give its figure a label.")
+        raise ProjectionError(
+            f"The picture {name!r} has no words for those who cannot see it: give its figure a label."
+        )
     _enlarge(figure, width, height)
     _use_fonts()
     written = io.StringIO()

@@ -1,9 +1,9 @@
 """The workshop's schedules, from labs/schedules.toml: the participants' agenda, and the instructor's with what to cut.
 
-    python -m helpers.schedule                              # which there are
-    python -m helpers.schedule half-day --start 13:30       # the participants' agenda, as Markdown
-    python -m helpers.schedule day --instructor             # with slides, parts, and what to leave out when late
-    python -m helpers.schedule --write                      # renew the tables in labs/INSTRUCTOR.md
+python -m helpers.schedule                              # which there are
+python -m helpers.schedule half-day --start 13:30       # the participants' agenda, as Markdown
+python -m helpers.schedule day --instructor             # with slides, parts, and what to leave out when late
+python -m helpers.schedule --write                      # renew the tables in labs/INSTRUCTOR.md
 """
 
 import argparse
@@ -72,14 +72,18 @@ def load(path: Path = FILE) -> dict[str, Schedule]:
 def _schedule(name: str, told: dict[str, Any]) -> Schedule:
     rows = tuple(_row(name, row) for row in told["rows"])
     if (total := sum(row.minutes for row in rows)) != told["minutes"]:
-        raise ScheduleError(f"The rows of {name!r} add up to {total} minutes, and it has {told['minutes']}: change a row.")
+        raise ScheduleError(
+            f"The rows of {name!r} add up to {total} minutes, and it has {told['minutes']}: change a row."
+        )
     return Schedule(name, told["title"], told["minutes"], told["for"], rows)
 
 
 def _row(name: str, told: dict[str, Any]) -> Row:
     values = {"pause" if key == "break" else key: tuple(v) if isinstance(v, list) else v for key, v in told.items()}
     if unknown := values.keys() - Row.__dataclass_fields__.keys():
-        raise ScheduleError(f"A row of {name!r} says {', '.join(sorted(unknown))}, which nothing reads: correct the word.")
+        raise ScheduleError(
+            f"A row of {name!r} says {', '.join(sorted(unknown))}, which nothing reads: correct the word."
+        )
     if sum(bool(values.get(key)) for key in ("slides", "notebook", "lab")) > 1:
         raise ScheduleError(f"{values['what']!r} in {name!r} has more than one material: make it two rows.")
     return Row(**values)
@@ -133,7 +137,9 @@ def with_plans(text: str) -> str:
         pattern = rf"(<!-- schedule {schedule.name} -->\n).*?(<!-- end -->)"
         text, count = re.subn(pattern, lambda found, s=schedule: found[1] + plan(s) + found[2], text, flags=re.DOTALL)
         if count != 1:
-            raise ScheduleError(f"The page has no place for the schedule {schedule.name!r}: <!-- schedule {schedule.name} --> … <!-- end -->.")
+            raise ScheduleError(
+                f"The page has no place for the schedule {schedule.name!r}: <!-- schedule {schedule.name} --> … <!-- end -->."
+            )
     return text
 
 

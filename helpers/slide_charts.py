@@ -42,7 +42,9 @@ def groups(table: pd.DataFrame, xlabel: str, ylabel: str, times: Sequence[float]
     axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.15 * table.max().max()))
     axis.legend(frameon=False, fontsize=18, loc="upper left")
     _clean(axis)
-    figure.set_label(f"{ylabel} by {xlabel}: " + "; ".join(f"{name} {', '.join(f'{v:,.0f}' for v in table[name])}" for name in table))
+    figure.set_label(
+        f"{ylabel} by {xlabel}: " + "; ".join(f"{name} {', '.join(f'{v:,.0f}' for v in table[name])}" for name in table)
+    )
     return figure
 
 
@@ -58,7 +60,9 @@ def panels(table: pd.DataFrame, unit: str) -> Figure:
         _clean(axis)
         axis.spines["bottom"].set_visible(False)
     figure.axes[0].invert_yaxis()
-    said = "; ".join(f"{load_}: " + ", ".join(f"{n} {v:,.0f}" for n, v in values.items()) for load_, values in table.iterrows())
+    said = "; ".join(
+        f"{load_}: " + ", ".join(f"{n} {v:,.0f}" for n, v in values.items()) for load_, values in table.iterrows()
+    )
     figure.set_label(f"{unit} by requests at once. {said}.")
     return figure
 
@@ -69,7 +73,11 @@ def odds(table: pd.DataFrame, across: bool = True) -> Figure:
     words = [word.strip() for word in table.index]
     panels_ = figure.subplots(1, len(table.columns), sharey=True)
     for axis, name, color in zip(panels_, table, KINDS, strict=False):
-        drawn = axis.bar(words, table[name], color=color, width=0.62) if across else axis.barh(words, table[name], color=color)
+        drawn = (
+            axis.bar(words, table[name], color=color, width=0.62)
+            if across
+            else axis.barh(words, table[name], color=color)
+        )
         axis.bar_label(drawn, [f"{p:.0%}" if p else "cut" for p in table[name]], padding=4, fontsize=20)
         axis.set_title(name, loc="left", fontsize=20)
         axis.set(**({"ylim": (0, 1.05), "yticks": []} if across else {"xlim": (0, 0.85), "xticks": []}))
@@ -100,6 +108,25 @@ def tradeoff(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+def pair(left: pd.Series, right: pd.Series, xlabel: str, titles: tuple[str, str]) -> Figure:
+    """Two curves over the same values, side by side, with a number at each point."""
+    figure = Figure(figsize=(12, 4.0), layout="constrained")
+    for axis, values, title, color in zip(figure.subplots(1, 2), (left, right), titles, (BLUE, ORANGE), strict=True):
+        axis.plot(values.index, values, "o-", color=color, markersize=11, linewidth=3)
+        for x, y in values.items():
+            axis.annotate(f"{y:,.0f}", (x, y), xytext=(0, 12), textcoords="offset points", fontsize=20, ha="center")
+        axis.set_title(title, loc="left", fontsize=20)
+        axis.set(xlabel=xlabel, xlim=(-8, 1.12 * max(values.index)), ylim=(0, 1.25 * values.max()), yticks=[])
+        axis.set_xticks(list(values.index))
+        _clean(axis)
+    said = (
+        f"{title}: " + ", ".join(f"{y:,.0f} at {x}" for x, y in values.items())
+        for values, title in ((left, titles[0]), (right, titles[1]))
+    )
+    figure.set_label("; ".join(said) + ".")
+    return figure
+
+
 def seats(traces: Mapping[str, Trace]) -> Figure:
     """For each trace its requests over engine steps: dark reads, colour writes, outlined holds a seat for nothing."""
     figure = Figure(figsize=(12, 0.8 + 2.45 * len(traces)), layout="constrained")
@@ -120,7 +147,9 @@ def seats(traces: Mapping[str, Trace]) -> Figure:
         axis.set_title(f"{name}: {trace.duration} steps", loc="left", fontsize=20)
         _clean(axis)
     axes[-1].set_xlabel("engine step")
-    figure.set_label("Requests over engine steps. " + "; ".join(f"{name}: {t.duration} steps" for name, t in traces.items()) + ".")
+    figure.set_label(
+        "Requests over engine steps. " + "; ".join(f"{name}: {t.duration} steps" for name, t in traces.items()) + "."
+    )
     return figure
 
 
@@ -133,11 +162,17 @@ def blocks(traces: Mapping[str, Trace]) -> Figure:
         for block, start, stop, owners in shapes["spans"]:
             if owners:
                 color = KINDS[owners[0][0] % len(KINDS)] if len(owners) == 1 else INK
-                axis.broken_barh([(start, stop - start)], (block - 0.5, 1), facecolor=color, edgecolor="white", linewidth=0.6)
+                axis.broken_barh(
+                    [(start, stop - start)], (block - 0.5, 1), facecolor=color, edgecolor="white", linewidth=0.6
+                )
         axis.set(ylim=(shapes["blocks"] - 0.5, 0.5), yticks=[], xlabel="engine step")
         axis.set_title(f"{name}: {trace.duration} steps", loc="left", fontsize=20)
     axes[0].set_ylabel("block of the cache")
-    figure.set_label("Who holds which block. " + "; ".join(f"{name}: done after {t.duration} steps" for name, t in traces.items()) + ".")
+    figure.set_label(
+        "Who holds which block. "
+        + "; ".join(f"{name}: done after {t.duration} steps" for name, t in traces.items())
+        + "."
+    )
     return figure
 
 

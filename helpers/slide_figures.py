@@ -1,6 +1,5 @@
 """The slides' pictures by name, as `{{ figure("cache_grid") }}` asks for them: data from the package, drawn large."""
 
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -17,6 +16,7 @@ from helpers import (
     slide_tables,
     speculation_plots,
 )
+from helpers.deployments import find
 from helpers.hardware import GB, GIB, INFINIBAND_NDR, PCIE4, get_gpu
 from helpers.kv_cache import kv_bytes_per_token
 from helpers.memory import plan
@@ -53,9 +53,7 @@ def token_cost() -> Figure:
         name: [attention_work.step_work(layer, 1 if cached else n, n, cached).multiply_adds / 1e6 for n in contexts]
         for name, cached in (("everything again", False), ("with a cache", True))
     }
-    figure = plots.growth_lines(
-        pd.DataFrame(work, contexts), "", "tokens before it", "million multiply-adds"
-    )
+    figure = plots.growth_lines(pd.DataFrame(work, contexts), "", "tokens before it", "million multiply-adds")
     figure.axes[0].set(yscale="log", ylim=(0.1, None), xlim=(0, 5200))
     figure.set_label("The work of one more token grows with the square of the text without a cache, slowly with one.")
     return figure
@@ -96,7 +94,9 @@ def what_fits() -> Figure:
     plans = [plan(load(model), gpu="H100", tp=tp, pp=pp, max_model_len=8192) for model, tp, pp in layouts]
     labels = [f"{SHORT[model]}, {tp * pp} GPU{'s' * (tp * pp > 1)}" for model, tp, pp in layouts]
     figure = plots.memory_bars(plans, labels, title="")
-    said = "; ".join(f"{name}: {p.kv_cache_bytes / GIB:.1f} GiB of cache" for name, p in zip(labels, plans, strict=True))
+    said = "; ".join(
+        f"{name}: {p.kv_cache_bytes / GIB:.1f} GiB of cache" for name, p in zip(labels, plans, strict=True)
+    )
     figure.set_label(f"Memory of one H100 under four layouts, in BF16. {said}.")
     return figure
 
@@ -180,7 +180,10 @@ def four_gpus() -> Figure:
 
 def script_flags() -> Figure:
     """The public workshop script's flags against the defaults, back to back on one machine."""
-    rows = {name: [slide_tables.speed(run, n) for n in (1, 64)] for name, run in (("defaults", "ours70"), ("script", "peer70"))}
+    rows = {
+        name: [slide_tables.speed(run, n) for n in (1, 64)]
+        for name, run in (("defaults", "ours70"), ("script", "peer70"))
+    }
     table = pd.DataFrame(rows, index=pd.Index([1, 64], name="requests at once"))
     return slide_charts.groups(table, "requests at once", "tokens/s", times=list(table["defaults"] / table["script"]))
 
@@ -194,6 +197,20 @@ def throughput() -> Figure:
     """What all get together and what one gets, for 1, 16 and 64 requests: Llama 3.1 8B on one H200."""
     rows = parallel_data.two_gpus("llama-3.1-8b").query("row == 'TP1'").sort_values("concurrency")
     return slide_charts.tradeoff(rows)
+
+
+def job_life() -> Figure:
+    """From sbatch to a notebook that finds the server of the 70B."""
+    found = find("llama-3.1-70b-tp4-h100")
+    return diagrams.job_life(found.name.removesuffix("-tp4-h100"), found.gpus)
+
+
+def load_curve() -> Figure:
+    """What more requests at once do to throughput and to the first token: 70B, TP4 on four H200."""
+    rows = parallel_data.four_gpus().query("row == 'TP4'").sort_values("concurrency").set_index("concurrency")
+    return slide_charts.pair(
+        rows["tokens_per_second"], rows["ttft_ms"], "requests at once", ("tokens/s of all together", "median TTFT, ms")
+    )
 
 
 def cut_layer() -> Figure:

@@ -1,5 +1,7 @@
 """The slides' tables: DataFrames of words and ready-made numbers, from shapes, sums, bounds and measurements."""
 
+import math
+
 import pandas as pd
 
 from helpers import lever_data, levers, parallel_data
@@ -13,6 +15,7 @@ from helpers.memory import fewest_gpus
 from helpers.models import load
 from helpers.roofline import decode_tokens_per_second
 from helpers.tables import speed_against_bound
+from helpers.tiny.corpus import ODDS
 from helpers.weights import parameter_count, weight_bytes
 
 LLAMAS = {"8B": "llama-3.1-8b", "70B": "llama-3.1-70b", "405B": "llama-3.1-405b"}
@@ -100,7 +103,11 @@ def two_phases() -> pd.DataFrame:
     flop = 2 * parameter_count(model) / gpu.bf16_flops
     rows = {
         "decode, 1 token": {"reads": f"{read:.1f} ms", "computes": f"{1e3 * flop:.2f} ms", "waits for": "memory"},
-        "prefill, 2,048 tokens": {"reads": f"{read:.1f} ms", "computes": f"{2048e3 * flop:.0f} ms", "waits for": "arithmetic"},
+        "prefill, 2,048 tokens": {
+            "reads": f"{read:.1f} ms",
+            "computes": f"{2048e3 * flop:.0f} ms",
+            "waits for": "arithmetic",
+        },
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("a step of 8B")
 
@@ -139,7 +146,9 @@ def memory_shares() -> pd.DataFrame:
 def lever_table(*names: str) -> pd.DataFrame:
     """Some levers of lesson 08: what each gains and costs, and vLLM's switch."""
     chosen = levers.table([levers.find(name) for name in names])
-    chosen["switch"] = [f"<code>{switch.split(' {')[0]}</code>" if switch.startswith("-") else switch for switch in chosen["switch"]]
+    chosen["switch"] = [
+        f"<code>{switch.split(' {')[0]}</code>" if switch.startswith("-") else switch for switch in chosen["switch"]
+    ]
     return chosen[["gain", "cost", "switch"]].rename_axis("lever")
 
 
@@ -162,7 +171,10 @@ def layouts_allowed(model: str = "llama-3.1-70b") -> pd.DataFrame:
 
 def start_steps() -> pd.DataFrame:
     """The steps of a server's start and what stops it at each."""
-    rows = {step.name: {"yes in the log": f"<code>{step.says}</code>", "stopped here? look at": step.stops} for step in STEPS}
+    rows = {
+        step.name: {"yes in the log": f"<code>{step.says}</code>", "stopped here? look at": step.stops}
+        for step in STEPS
+    }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("step")
 
 
@@ -252,3 +264,17 @@ def sheet_gpus() -> pd.DataFrame:
             "NVLink, GB/s": f"{gpu.link.bytes_per_second / GB:.0f}",
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("GPU")
+
+
+def logprobs(beginning: str = "The weather in Boston is") -> pd.DataFrame:
+    """The known next words of the small Llama: probability, its logarithm, rank."""
+    odds = sorted(ODDS[beginning].items(), key=lambda pair: -pair[1])
+    rows = {
+        f"<code>{word}</code>": {
+            "rank": rank,
+            "probability": f"{p:.0%}",
+            "logprob": f"{math.log(p):.2f}".replace("-", "−"),
+        }
+        for rank, (word, p) in enumerate(odds, 1)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("next token")

@@ -32,7 +32,9 @@ class CueError(WorkshopError):
     """A cue to a notebook, heading or cell that is not there."""
 
 
-def figure(name: str, *arguments: Any, height: float | None = None, width: float = projection.WIDTH, alt: str = "") -> str:
+def figure(
+    name: str, *arguments: Any, height: float | None = None, width: float = projection.WIDTH, alt: str = ""
+) -> str:
     """The picture of slide_figures with that name, as HTML; width and height in inches, 12 across a slide.
 
     Raises LookupError for a name it does not have, ProjectionError for a picture without words.
@@ -54,7 +56,9 @@ def table(frame: pd.DataFrame, small: bool = False) -> str:
         "<tr>" + "".join(f"<td{kind}>{value}</td>" for kind, value in zip(kinds, row, strict=True)) + "</tr>"
         for row in frame.itertuples(index=False)
     ]
-    return f'<table{" class=small" if small else ""}><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return (
+        f"<table{' class=small' if small else ''}><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
 
 
 def _is_number(text: str) -> bool:
@@ -86,14 +90,18 @@ def _cell(notebook: str, heading: str, code: str) -> int | None:
         raise CueError(f"There is no notebook {notebook!r} to show: notebooks/ has {', '.join(sorted(_notebooks()))}.")
     cells, inside = _cells(path), False
     for kind, source, number in cells:
-        headings = [line.lstrip("# ") for line in source.splitlines() if line.startswith("#")] if kind == "markdown" else []
+        headings = (
+            [line.lstrip("# ") for line in source.splitlines() if line.startswith("#")] if kind == "markdown" else []
+        )
         if headings:
             if inside:
                 break
             inside = heading in headings
         if inside and code and kind == "code" and code in source:
             return number
-    if code or not any(heading == line.lstrip("# ") for kind, source, _ in cells if kind == "markdown" for line in source.splitlines()):
+    if code or not any(
+        heading == line.lstrip("# ") for kind, source, _ in cells if kind == "markdown" for line in source.splitlines()
+    ):
         raise CueError(f"{notebook} has no cell with {code!r} under the heading {heading!r}.")
     return None
 

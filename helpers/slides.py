@@ -132,7 +132,17 @@ def convert(files: Sequence[Path], folder: Path = BUILT, kinds: Sequence[str] = 
     made = []
     for kind in kinds:
         flags = ["--pdf", "--pdf-notes", "--pdf-outlines", "--pdf-outlines.headings=false"] if kind == "pdf" else []
-        command = [marp, "--no-stdin", "--html", "--no-config-file", *flags, "--theme-set", *themes(folder), "--", *files]
+        command = [
+            marp,
+            "--no-stdin",
+            "--html",
+            "--no-config-file",
+            *flags,
+            "--theme-set",
+            *themes(folder),
+            "--",
+            *files,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment(kind))
         made += [path.with_suffix(f".{kind}") for path in files]
         if done.returncode or not all(path.exists() for path in made):
@@ -144,14 +154,13 @@ def themes(folder: Path = BUILT) -> list[Path]:
     """The themes with their fonts inside, so that a page needs no other file; written into a folder."""
     made = []
     for path in sorted((SOURCES / "theme").glob("*.css")):
-        text = re.sub(r"url\((fonts/[^)]+)\)", lambda found: f"url({_data(path.parent / found[1])})", path.read_text())
         made.append(folder / path.name)
-        made[-1].write_text(text)
+        made[-1].write_text(re.sub(r"url\((fonts/[^)]+)\)", lambda found: f"url({_data(found[1])})", path.read_text()))
     return made
 
 
-def _data(font: Path) -> str:
-    return f"data:font/woff;base64,{base64.b64encode(font.read_bytes()).decode()}"
+def _data(font: str) -> str:
+    return f"data:font/woff;base64,{base64.b64encode((SOURCES / 'theme' / font).read_bytes()).decode()}"
 
 
 def _environment(kind: str) -> dict[str, str]:
@@ -178,7 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     for path in made:
-        print(f"{path.stat().st_size / 1e6:5.1f} MB  {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+        print(
+            f"{path.stat().st_size / 1e6:5.1f} MB  {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}"
+        )
     return 0
 
 

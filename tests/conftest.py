@@ -20,7 +20,7 @@ for name in ("VLLM_BASE_URL", "VLLM_API_KEY", "SLURM_CONF", "WORKSHOP_SITE"):  #
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would ours
 
-ORDER = ["unit", "notebooks", "server", "labs", "slurm"]  # the fast ones first
+ORDER = ["unit", "browser", "notebooks", "server", "labs", "slurm"]  # the fast ones first
 
 
 def pytest_collection_modifyitems(items):

@@ -62,7 +62,9 @@ def pages(browser, path: Path, width: int = WIDTH, height: int = HEIGHT, count: 
     total = count or tab.locator("svg[data-marpit-svg]").count()
     for number in range(1, total + 1):
         tab.evaluate(f"location.hash = '#{number}'")
-        tab.wait_for_function(f"!document.querySelector('.bespoke-marp-active') || [...document.querySelectorAll('svg[data-marpit-svg]')].indexOf(document.querySelector('.bespoke-marp-active')) === {number - 1}")
+        tab.wait_for_function(
+            f"!document.querySelector('.bespoke-marp-active') || [...document.querySelectorAll('svg[data-marpit-svg]')].indexOf(document.querySelector('.bespoke-marp-active')) === {number - 1}"
+        )
         found, picture = tab.evaluate(PIECES), _picture(tab)
         hidden = tab.add_style_tag(content=INVISIBLE)
         yield Page(number, found, picture, _picture(tab))
