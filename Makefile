@@ -6,7 +6,7 @@ OPEN ?= yes
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint doctor outputs train cluster cluster-down clean
+.PHONY: help setup lab test lint slides doctor outputs train cluster cluster-down clean
 
 help:  ## say what each command does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,9 +23,12 @@ test:  ## set up what the tests need and run every check (TESTS="tests/unit test
 	@$(VENV)/ruff check -q . && $(VENV)/ruff format -q --check .
 	@$(VENV)/python -m pytest $(TESTS)
 
-lint:  ## check the style of code and notebooks, and mend what can be mended
+lint:  ## check style and spelling, and mend what can be mended
 	@$(PYTHON) requirements/install.py $(EXTRA) dev
-	@$(VENV)/ruff check --fix . && $(VENV)/ruff format .
+	@$(VENV)/ruff check --fix . && $(VENV)/ruff format . && $(VENV)/codespell
+
+slides: setup  ## build the slides and the cheat sheet into build/slides: HTML that needs no network, and PDF
+	@slides/setup.sh && $(VENV)/python -m helpers.slides
 
 doctor:  ## say what this machine lacks and, where Slurm is, how your newest deployment is doing
 	@$(PYTHON) -m helpers.environment
@@ -44,5 +47,5 @@ cluster-down:  ## stop that cluster and remove all it made
 	@slurm/testbed/cluster.sh down
 
 clean:  ## remove what setup and the tests made
-	@rm -rf .venv build .pytest_cache .ruff_cache .hypothesis *.egg-info requirements/vllm-metadata/*.egg-info requirements/vllm-metadata/build
+	@rm -rf .venv build slides/node_modules .pytest_cache .ruff_cache .hypothesis *.egg-info requirements/vllm-metadata/*.egg-info requirements/vllm-metadata/build
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,10 @@
 """Drawings for slides: what a machine, a layer, a request and a cache look like. Each takes data and returns a Figure."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from helpers import plots
 from helpers.hardware import GB, GPU, Link
@@ -177,10 +179,9 @@ def page_table() -> Figure:
     fills = {"a": BLUE, "b": ORANGE, "ab": INK}
     for block in range(12):
         x, y = 6.9 + 1.2 * (block % 4), 3.3 - 1.3 * (block // 4)
-        name = owner.get(block)
-        box(
-            axis, x, y, 1.05, 1.05, f"{block}", fill=fills.get(name, "white"), color="white" if name else QUIET, size=20
-        )
+        holder = owner.get(block, "")
+        color = "white" if holder else QUIET
+        box(axis, x, y, 1.05, 1.05, f"{block}", fill=fills.get(holder, "white"), color=color, size=20)
     axis.text(6.9, 0.3, "the cache: blocks of 16 tokens", fontsize=18, color=QUIET)
     axis.text(6.9, 4.68, "dark: shared, same beginning", fontsize=18, color=INK)
     arrow(axis, (5.3, 2.5), (6.7, 2.5))
@@ -218,6 +219,7 @@ def _scaled_grid(axis: Axes, left: float, bottom: float, gpu: int, part: str, sc
     before = len(axis.patches)
     _grid(axis, 0, 0, gpu, HELD[part])
     for square in axis.patches[before:]:
+        assert isinstance(square, Rectangle)
         square.set_bounds(left + square.get_x() * scale, bottom + square.get_y() * scale, 0.25 * scale, 0.25 * scale)
 
 
@@ -248,9 +250,14 @@ def cut_layer(config: ModelConfig, ranks: int = 4) -> Figure:
     box(axis, 0.2, 1.3, 1.5, 2.2, f"hidden\nstate\n{hidden:,}", fill="white")
     for rank in range(ranks):
         y = 3.6 - 0.85 * rank
-        fill = {"fill": GPU_COLORS[rank] if rank != 1 else ORANGE, "color": "white"}
-        box(axis, 2.6, y, 2.3, 0.75, f"GPU {rank}", **fill, edge="white", weight="semibold")
-        box(axis, 5.9 + 0.62 * rank, 1.05, 0.56, 3.3, f"{rank}", **fill, edge="white", weight="semibold")
+        looks: dict[str, Any] = {
+            "fill": GPU_COLORS[rank] if rank != 1 else ORANGE,
+            "color": "white",
+            "edge": "white",
+            "weight": "semibold",
+        }
+        box(axis, 2.6, y, 2.3, 0.75, f"GPU {rank}", **looks)
+        box(axis, 5.9 + 0.62 * rank, 1.05, 0.56, 3.3, f"{rank}", **looks)
     for start, end in (((1.75, 2.4), (2.5, 2.4)), ((5.0, 2.4), (5.8, 2.4)), ((8.5, 2.4), (9.2, 2.4))):
         arrow(axis, start, end)
     box(axis, 9.3, 1.3, 2.5, 2.2, "all-reduce:\nadd the\nfour sums", fill="#fbeceb", edge=RED)

@@ -8,11 +8,11 @@ import re
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from fontTools.ttLib import TTFont
 from matplotlib import font_manager
-from matplotlib.artist import Artist
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def to_svg(figure: Figure, name: str, *, width: float = WIDTH, height: float | N
 
     `alt` says what it shows to those who cannot see it (default: the figure's label). Raises ProjectionError without one.
     """
-    alt = alt or figure.get_label()
+    alt = alt or str(figure.get_label())
     if not alt:
         raise ProjectionError(
             f"The picture {name!r} has no words for those who cannot see it: give its figure a label."
@@ -61,7 +61,7 @@ def _enlarge(figure: Figure, width: float, height: float | None) -> None:
         for side in (axis.xaxis, axis.yaxis):
             for ticks in (side.get_major_ticks(), side.get_minor_ticks()):
                 for tick in ticks:
-                    side.set_tick_params(labelsize=max(LEAST, tick.label1.get_size()))
+                    side.set_tick_params(labelsize=max(LEAST, tick.label1.get_fontsize()))
         for side in (axis.xaxis, axis.yaxis):
             if side.get_scale() == "log" and not isinstance(side.get_major_formatter(), FixedFormatter):
                 side.set_major_formatter(lambda value, _: short(value))
@@ -86,7 +86,7 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
-def _darken(artist: Artist) -> None:
+def _darken(artist: Any) -> None:
     """Give what is drawn in plots.ORANGE the orange of the slides."""
     orange = to_rgb(plots.ORANGE)
     if isinstance(artist, Line2D):
@@ -117,12 +117,13 @@ def _luminance(color: str) -> float:
 def _readable(color: str) -> str:
     """The color, darkened until it stands out from white as WCAG AA asks of small text."""
     while contrast(color, "white") < 4.5:
-        color = to_hex([0.95 * c for c in to_rgb(color)])
+        red, green, blue = to_rgb(color)
+        color = to_hex((0.95 * red, 0.95 * green, 0.95 * blue))
     return color
 
 
 @cache
-def _use_fonts() -> tempfile.TemporaryDirectory:
+def _use_fonts() -> tempfile.TemporaryDirectory[str]:
     """Make the slides' typeface known to matplotlib, which reads no WOFF; the folder lives as long as this process."""
     folder = tempfile.TemporaryDirectory(prefix="workshop-fonts-")
     for packed in sorted(FONTS.glob("*.woff")):

@@ -7,7 +7,6 @@ python -m helpers.schedule --write                      # renew the tables in la
 """
 
 import argparse
-import re
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -79,7 +78,9 @@ def _schedule(name: str, told: dict[str, Any]) -> Schedule:
 
 
 def _row(name: str, told: dict[str, Any]) -> Row:
-    values = {"pause" if key == "break" else key: tuple(v) if isinstance(v, list) else v for key, v in told.items()}
+    values: dict[str, Any] = {
+        "pause" if key == "break" else key: tuple(v) if isinstance(v, list) else v for key, v in told.items()
+    }
     if unknown := values.keys() - Row.__dataclass_fields__.keys():
         raise ScheduleError(
             f"A row of {name!r} says {', '.join(sorted(unknown))}, which nothing reads: correct the word."
@@ -134,12 +135,12 @@ def _emphasis(row: Row) -> str:
 def with_plans(text: str) -> str:
     """A page with its tables as the file of schedules has them today; each stands between <!-- schedule NAME --> and <!-- end -->."""
     for schedule in load().values():
-        pattern = rf"(<!-- schedule {schedule.name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(pattern, lambda found, s=schedule: found[1] + plan(s) + found[2], text, flags=re.DOTALL)
-        if count != 1:
-            raise ScheduleError(
-                f"The page has no place for the schedule {schedule.name!r}: <!-- schedule {schedule.name} --> … <!-- end -->."
-            )
+        begin, end = f"<!-- schedule {schedule.name} -->\n", "<!-- end -->"
+        head, begun, rest = text.partition(begin)
+        _, ended, tail = rest.partition(end)
+        if not (begun and ended):
+            raise ScheduleError(f"The page has no place for the schedule {schedule.name!r}: {begin.strip()} … {end}.")
+        text = head + begin + plan(schedule) + end + tail
     return text
 
 

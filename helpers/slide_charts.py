@@ -1,6 +1,7 @@
 """Charts of the slides: bars, groups, panels and traces, large and with few words. Each takes data and returns a Figure."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -136,7 +137,7 @@ def seats(traces: Mapping[str, Trace]) -> Figure:
         for row, request in enumerate(scene(trace)["requests"]):
             color = KINDS[row % len(KINDS)]
             for kind, start, stop, _ in request["bars"]:
-                looks = {"prefill": {"facecolor": INK}, "decode": {"facecolor": color}}.get(kind)
+                looks: dict[str, Any] | None = {"prefill": {"facecolor": INK}, "decode": {"facecolor": color}}.get(kind)
                 if kind == "held":
                     looks = {"facecolor": "white", "edgecolor": color, "hatch": "///", "linewidth": 1}
                 if looks:

@@ -70,7 +70,7 @@ def weights() -> Figure:
     formats = {"FP16": "float16", "FP8": "fp8", "INT4": "int4"}
     sizes = {name: [weight_bytes(load(model), dtype) / GB for model in LLAMAS] for name, dtype in formats.items()}
     label = get_gpu("H100").label_gb
-    marks = {f"{count} × H100": count * label for count in (1, 4, 8)}
+    marks: dict[str, float] = {f"{count} × H100": count * label for count in (1, 4, 8)}
     figure = plots.weight_bars(pd.DataFrame(sizes, index=list(SHORT.values())), marks)
     said = "; ".join(f"{name}: {', '.join(f'{size:.0f}' for size in column)} GB" for name, column in sizes.items())
     figure.set_label(f"Weights of 8B, 70B and 405B. {said}.")

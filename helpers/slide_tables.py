@@ -31,8 +31,13 @@ def speed(run: str, concurrency: int) -> float:
     """Output tokens/s of a run of helpers/data/h200x4.json with so many requests at once. Raises LookupError."""
     for line in measured()["throughput"]:
         if (line["run"], line["max_concurrency"]) == (run, concurrency):
-            return line["output_throughput"]
+            return float(line["output_throughput"])
     raise LookupError(f"{run} with {concurrency} requests at once was not measured")
+
+
+def printed(run: str, figure: str) -> float:
+    """A memory figure of a run's log in helpers/data/h200x4.json, that of rank 0. Raises LookupError."""
+    return float(measured()["server_log"][run][figure][0])
 
 
 def engine_speeds() -> dict[str, float]:
@@ -211,7 +216,7 @@ def lever_map() -> pd.DataFrame:
 
 def eager_cost() -> str:
     """How many times as fast the defaults are for one request as eager execution with NCCL's all-reduce."""
-    return lever_data.decisions().loc["CUDA graphs, vLLM's all-reduce", "one request"]
+    return str(lever_data.decisions().loc["CUDA graphs, vLLM's all-reduce", "one request"])
 
 
 def deployments(least: int = 1, most: int = 64) -> pd.DataFrame:

@@ -118,11 +118,11 @@ def _cells(path: Path) -> list[tuple[str, str, int | None]]:
 
 def names() -> dict[str, Any]:
     """Everything a slide can name."""
-    functions: list[Callable] = [
+    functions: list[Callable[..., Any]] = [
         figure, table, demo, blocks, models.load, weights.weight_bytes, weights.parameter_count, weights.active_parameter_count,
         kv_cache.kv_bytes_per_token, memory.plan, roofline.decode_seconds, roofline.decode_tokens_per_second,
         roofline.ttft_seconds, roofline.tp_bytes_per_step, roofline.pp_bytes_per_step, hardware.get_gpu,
-        deployments.find, deployments.catalogue, slide_tables.speed,
+        deployments.find, deployments.catalogue, slide_tables.speed, slide_tables.printed,
     ]  # fmt: skip
     return {function.__name__: function for function in functions} | {
         "GPUS": hardware.GPUS,
@@ -134,7 +134,7 @@ def names() -> dict[str, Any]:
 
 
 #: Numbers as a slide shows them: {{ bytes | gb }}; the argument is decimals.
-FILTERS: dict[str, Callable] = {
+FILTERS: dict[str, Callable[..., str]] = {
     "n": lambda value, decimals=0: f"{value:,.{decimals}f}",
     "gb": lambda value, decimals=0: f"{value / hardware.GB:,.{decimals}f}",
     "gib": lambda value, decimals=0: f"{value / hardware.GIB:,.{decimals}f}",

@@ -132,7 +132,7 @@ def convert(files: Sequence[Path], folder: Path = BUILT, kinds: Sequence[str] = 
     made = []
     for kind in kinds:
         flags = ["--pdf", "--pdf-notes", "--pdf-outlines", "--pdf-outlines.headings=false"] if kind == "pdf" else []
-        command = [
+        command: list[str | Path] = [
             marp,
             "--no-stdin",
             "--html",
