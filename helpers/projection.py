@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from fontTools.ttLib import TTFont
 from matplotlib import font_manager
 from matplotlib.collections import PathCollection
@@ -93,7 +94,7 @@ def _darken(artist: Any) -> None:
         if to_rgb(artist.get_color()) == orange:
             artist.set_color(DARK_ORANGE)
     elif isinstance(artist, PathCollection):
-        faces = artist.get_facecolor()
+        faces = np.asarray(artist.get_facecolor())
         if len(faces) and tuple(faces[0][:3]) == orange:
             artist.set_color(DARK_ORANGE)
     elif tuple(artist.get_facecolor()[:3]) == orange:
