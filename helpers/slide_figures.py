@@ -154,6 +154,12 @@ def pages() -> Figure:
     return slide_charts.blocks(memory_traces())
 
 
+def prefix_seconds() -> Figure:
+    """Milliseconds to the first token of a long prompt whose beginning is computed, copied back, or found."""
+    waits = {name: 1000 * seconds for name, seconds in lever_data.first_tokens().items()}
+    return slide_charts.bars(waits, "ms to the first token of 16,000", ratios=False)
+
+
 def fp8_speeds() -> Figure:
     """Llama 3.1 70B on two H200, BF16 and FP8 weights."""
     table = lever_data.fp8_weights()
@@ -164,7 +170,7 @@ def fp8_speeds() -> Figure:
 
 def guessing() -> Figure:
     """When guesses pay, with the cost of a step that was measured where no guess was right."""
-    found = lever_data.effects().query("lever.str.startswith('n-gram')").iloc[0]
+    found = lever_data.effects().query("lever == 'n-gram guesses, none right'").iloc[0]
     costs = {"guesses for nothing": 1.0, "one request, measured": 1 / found.one, "many, measured": 1 / found.many}
     figure = speculation_plots.curves(3, costs)
     figure.axes[0].set_xticks([0.2, 0.4, 0.6, 0.8, 1.0])

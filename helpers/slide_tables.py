@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from helpers import lever_data, levers, parallel_data
+from helpers import parallel_data
 from helpers.broken_plots import STEPS
 from helpers.calibration import measured
 from helpers.deployments import catalogue, plan_of
@@ -148,20 +148,6 @@ def memory_shares() -> pd.DataFrame:
     return pd.DataFrame(shares).map("{:.0%}".format).rename(index=named).rename_axis("share of the cache")
 
 
-def lever_table(*names: str) -> pd.DataFrame:
-    """Some levers of lesson 08: what each gains and costs, and vLLM's switch."""
-    chosen = levers.table([levers.find(name) for name in names])
-    chosen["switch"] = [
-        f"<code>{switch.split(' {')[0]}</code>" if switch.startswith("-") else switch for switch in chosen["switch"]
-    ]
-    return chosen[["gain", "cost", "switch"]].rename_axis("lever")
-
-
-def decisions() -> pd.DataFrame:
-    """The measured decision table."""
-    return lever_data.decisions().rename_axis("lever")
-
-
 def layouts_allowed(model: str = "llama-3.1-70b") -> pd.DataFrame:
     """Which tensor parallel sizes vLLM takes for a model."""
     rows = {}
@@ -199,24 +185,6 @@ def reached() -> str:
     """The shares of the bound that measured servers reach with one request, lowest to highest."""
     shares = sorted(int(share.rstrip("%")) for share in speed_against_bound()["share"])
     return f"{shares[0]} to {shares[-1]}%"
-
-
-def lever_map() -> pd.DataFrame:
-    """The levers by the trouble that each is for."""
-    trouble = {
-        levers.PREFILL: "the first token comes late", levers.DECODE: "writing is slow",
-        levers.BETWEEN: "text comes in jerks", levers.MEMORY: "no room, requests wait", levers.OPERATION: "more than text",
-    }  # fmt: skip
-    rows = {
-        said: {"waits for": kind, "levers": ", ".join(one.name for one in levers.LEVERS if one.fixes == kind)}
-        for kind, said in trouble.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("what users say")
-
-
-def eager_cost() -> str:
-    """How many times as fast the defaults are for one request as eager execution with NCCL's all-reduce."""
-    return str(lever_data.decisions().loc["CUDA graphs, vLLM's all-reduce", "one request"])
 
 
 def deployments(least: int = 1, most: int = 64) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from helpers import (
     projection,
     roofline,
     slide_figures,
+    slide_levers,
     slide_tables,
     weights,
 )
@@ -128,6 +129,7 @@ def names() -> dict[str, Any]:
         "GPUS": hardware.GPUS,
         "LINKS": hardware.LINKS,
         "tables": slide_tables,
+        "levers": slide_levers,
         "measured": calibration.measured,
         "parallel": parallel_data,
     }
