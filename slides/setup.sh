@@ -4,10 +4,10 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 if ! command -v npm >/dev/null; then
-    [[ $EUID == 0 ]] && command -v apt-get >/dev/null || {
+    if [[ $EUID != 0 ]] || ! command -v apt-get >/dev/null; then
         echo "Slides need Node.js 18 or later with npm, and only root on Debian or Ubuntu can install them here: apt-get install nodejs npm" >&2
         exit 1
-    }
+    fi
     { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends nodejs npm; } >&2
 fi
 (($(node -p 'process.versions.node.split(".")[0]') >= 18)) || {

@@ -13,7 +13,7 @@ from helpers.levers import LEVERS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
-    [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("labs/*.md"), *ROOT.glob("slides/**/*.md"), ROOT / "slurm/README.md", ROOT / "README.md"]
+    [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("labs/*.md"), *ROOT.glob("slides/*.md"), *ROOT.glob("slurm/*.md"), ROOT / "README.md"]
 )  # fmt: skip
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
 DEFINED = re.compile(r'add_argument\(\s*(?:"-\w+", *)?"(--[a-z-]+)"')
