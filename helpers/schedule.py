@@ -132,15 +132,24 @@ def _emphasis(row: Row) -> str:
     return f"*{row.what}*" if row.pause else row.what
 
 
+def overview() -> str:
+    """All schedules as a Markdown table: title, minutes, what for."""
+    rows = [f"| {one.title} | {one.minutes} | {one.purpose} |" for one in load().values()]
+    return "\n".join(["| | minutes | |", "| --- | ---: | --- |", *rows]) + "\n"
+
+
 def with_plans(text: str) -> str:
-    """A page with its tables as the file of schedules has them today; each stands between <!-- schedule NAME --> and <!-- end -->."""
-    for schedule in load().values():
-        begin, end = f"<!-- schedule {schedule.name} -->\n", "<!-- end -->"
+    """A page with its tables as the file of schedules has them today; each stands between <!-- schedule NAME --> and <!-- end -->.
+
+    Raises ScheduleError for a page without a place for one of them.
+    """
+    for name, table in ({"all": overview()} | {one.name: plan(one) for one in load().values()}).items():
+        begin, end = f"<!-- schedule {name} -->\n", "<!-- end -->"
         head, begun, rest = text.partition(begin)
         _, ended, tail = rest.partition(end)
         if not (begun and ended):
-            raise ScheduleError(f"The page has no place for the schedule {schedule.name!r}: {begin.strip()} … {end}.")
-        text = head + begin + plan(schedule) + end + tail
+            raise ScheduleError(f"The page has no place for the schedule {name!r}: {begin.strip()} … {end}.")
+        text = head + begin + table + end + tail
     return text
 
 
