@@ -4,26 +4,18 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import hypothesis
 import pytest
+from places import CLASS, OURS
 
 hypothesis.settings.register_profile("workshop", deadline=None)  # a busy machine is no error
 hypothesis.settings.load_profile("workshop")
 
-OURS = TemporaryDirectory(prefix="workshop-tests-")
-CLASS = Path(OURS.name) / "class"
 FOLDERS = ["WORKSHOP_HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"]
 os.environ.update({name: f"{OURS.name}/{name.lower()}" for name in FOLDERS})  # kernels and servers inherit them
-for name in (
-    "VLLM_BASE_URL",
-    "VLLM_API_KEY",
-    "SLURM_CONF",
-    "WORKSHOP_SITE",
-    "WORKSHOP_CLASS",
-    "SERVE_CLASS",
-):  # tests that need them set them
+SET_BY_TESTS = ["VLLM_BASE_URL", "VLLM_API_KEY", "SLURM_CONF", "WORKSHOP_SITE", "WORKSHOP_CLASS", "SERVE_CLASS"]
+for name in SET_BY_TESTS:
     os.environ.pop(name, None)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would ours

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import nbformat
 import pytest
-from conftest import CLASS
 from nbclient import NotebookClient
+from places import CLASS
 
 from helpers import class_folder, class_keys, classroom, connections, progress_store
 from helpers.class_keys import ClassKeyError

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 from jupyter_server.auth import passwd_check
-from portal import APP, Proxy, class_folder, job_script, render, site
+from portal import APP, Proxy, job_script, render, shared_folder, site
 
 LESSON = "notebooks/00_start_here.ipynb"
 LABS = "labs/README.md"
@@ -25,7 +25,7 @@ def course(tmp_path_factory):
     """A class's folder, for tests that do not change it."""
     folder = tmp_path_factory.mktemp("shared")
     folder.chmod(0o755)
-    return class_folder(folder / "class")
+    return shared_folder(folder / "class")
 
 
 LAUNCHED = []
@@ -208,7 +208,7 @@ def test_a_folder_of_a_group_that_one_is_not_in(course, tmp_path):
     folder.mkdir(mode=0o750)
     try:
         library = (APP / "template/session.sh").read_text()  # a stranger cannot read our copy either
-        script.write_text(f'{library}say() {{ echo "$*"; }}\nCLASS_FOLDER={folder} check_class_folder\n')
+        script.write_text(f'{library}say() {{ echo "$*"; }}\nCLASS_FOLDER={folder} check_shared_folder\n')
         done = subprocess.run([*as_stranger, "bash", script], text=True, capture_output=True, cwd="/")
         assert f"You may not read {folder}, which belongs to the group root; you are in nogroup." in done.stdout
     finally:
