@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from aiohttp import ClientSession, WSMsgType, web
+from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError, web
 
 from helpers import class_install, materials
 
@@ -120,15 +120,17 @@ class Proxy:
         target = f"http://{self.hosts.get(host, host)}:{port}{request.raw_path}"
         headers = request.headers.copy()
         headers["Host"], headers["X-Forwarded-Proto"], headers["X-Forwarded-User"] = f"{host}:{port}", "http", "someone"
-        if "Upgrade" in request.headers:
-            return await self._pass_on_socket(request, target, headers)
-        body = await request.read()
         try:
+            if "Upgrade" in request.headers:
+                return await self._pass_on_socket(request, target, headers)
+            body = await request.read()
             asked = self._client.request(request.method, target, headers=headers, data=body, allow_redirects=False)
             async with asked as reply:
                 return web.Response(
                     status=reply.status, body=await reply.read(), headers=rewritten(reply.headers, host, port)
                 )
+        except WSServerHandshakeError as error:
+            return web.Response(status=error.status)
         except OSError:
             return web.Response(status=503, text="Service Unavailable")
 

@@ -65,9 +65,9 @@ def test_from_the_card_to_a_server_that_was_submitted_in_the_lesson(lab, cluster
     seen = list(dict.fromkeys(lab.page.evaluate("window.phases.slice(1)")))
     assert seen[0] == "pending" and seen[-1] == "ready" and "starting" in seen
     assert "checks passed" in panel.inner_text()
-    panel.get_by_role("button", name="Show log").click()
-    expect(panel.locator("pre")).to_contain_text("vllm")
     lab.picture("panel_ready", show=cell)
+    panel.get_by_role("button", name="Show log").click()
+    expect(panel.locator("pre")).to_contain_text("Application startup complete")
     panel.get_by_role("button", name="Cancel").click()
     expect(told).to_contain_text("was cancelled")
     job.ended()
