@@ -208,7 +208,7 @@ def test_a_folder_of_a_group_that_one_is_not_in(course, tmp_path):
     folder.mkdir(mode=0o750)
     try:
         library = (APP / "template/session.sh").read_text()  # a stranger cannot read our copy either
-        script.write_text(f'{library}say() {{ echo "$*"; }}\nCLASS_FOLDER={folder} check_shared_folder\n')
+        script.write_text(f'{library}say() {{ echo "$*"; }}\nCLASS_FOLDER={folder} check_class_folder\n')
         done = subprocess.run([*as_stranger, "bash", script], text=True, capture_output=True, cwd="/")
         assert f"You may not read {folder}, which belongs to the group root; you are in nogroup." in done.stdout
     finally:
