@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 from openai import OpenAI
 
 from helpers import bench_machine, bench_server, metrics
@@ -24,7 +23,7 @@ from helpers.bench_matrix import Row
 from helpers.bench_server import RowError, RowServer
 from helpers.client import client_for, root_of
 from helpers.hardware import GIB
-from helpers.real_engine import VOCABULARY
+from helpers.lever_lesson import complete, first_token, model_of, words
 
 PROMPT, PROMPTS = 16_000, 6  # tokens, and how many prompts take turns
 GPU_CACHE, HOST_CACHE = 8 * GIB, 40  # bytes on the GPU: fewer than the prompts need; GiB in host memory: more
@@ -48,16 +47,14 @@ def first_tokens(client: OpenAI, times: int = PROMPTS) -> dict:
     `times` prompts are sent in turn, twice: together they are more than the GPU's cache holds, so that the second time
     each has left it. `tokens` are those found in host memory and on the GPU in the last two, of all prompts.
     """
-    prompts = [
-        np.random.default_rng(n).integers(VOCABULARY.start, VOCABULARY.stop, PROMPT).tolist() for n in range(times)
-    ]
-    _ask(client, prompts[0][:1000])  # what is compiled or loaded at the first request
-    anew = [_ask(client, prompt) for prompt in prompts]
+    prompts, model = [words(PROMPT, seed) for seed in range(times)], model_of(client)
+    first_token(client, model, prompts[0][:1000])  # what is compiled or loaded at the first request
+    anew = [first_token(client, model, prompt) for prompt in prompts]
     time.sleep(2)  # blocks are copied to the host behind the answers
     before = _hits(client)
-    host = [_ask(client, prompt) for prompt in prompts]
+    host = [first_token(client, model, prompt) for prompt in prompts]
     between = _hits(client)
-    gpu = [_ask(client, prompts[-1]) for _ in range(times)]
+    gpu = [first_token(client, model, prompts[-1]) for _ in range(times)]
     after = _hits(client)
     seconds = {"computed": anew, "from host memory": host, "on the GPU": gpu}
     return {
@@ -70,8 +67,8 @@ def first_tokens(client: OpenAI, times: int = PROMPTS) -> dict:
 
 def nap(client: OpenAI, gpu: int, times: int = 3) -> dict:
     """Put a server to sleep and wake it: seconds of both, MiB of the GPU in use, and whether it writes what it wrote before."""
-    prompt = list(range(VOCABULARY.start, VOCABULARY.start + 100))
-    before, awake = _write(client, prompt), gpu_memory(gpu)
+    prompt, model = words(100, seed=0), model_of(client)
+    before, awake = _write(client, model, prompt), gpu_memory(gpu)
     asleep, down, up = 0, [], []
     for _ in range(times):
         down.append(_post(client, "/sleep?level=1"))
@@ -80,7 +77,7 @@ def nap(client: OpenAI, gpu: int, times: int = 3) -> dict:
     return {
         "awake_mib": awake, "asleep_mib": asleep, "sleep_s": round(statistics.median(down), 3),
         "wake_s": round(statistics.median(up), 3), "all": {"sleep": down, "wake": up},
-        "same_text": _write(client, prompt) == before,
+        "same_text": _write(client, model, prompt) == before,
     }  # fmt: skip
 
 
@@ -90,25 +87,8 @@ def gpu_memory(gpu: int) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def _ask(client: OpenAI, prompt: list[int], tokens: int = 1) -> float:
-    began = time.perf_counter()
-    _complete(client, prompt, tokens)
-    return time.perf_counter() - began
-
-
-def _write(client: OpenAI, prompt: list[int]) -> str:
-    return _complete(client, prompt, 32)["choices"][0]["text"]
-
-
-def _complete(client: OpenAI, prompt: list[int], tokens: int) -> dict:
-    body = {
-        "model": client.models.list().data[0].id,
-        "prompt": prompt,
-        "max_tokens": tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-    }
-    return client.post("/completions", body=body, cast_to=object)
+def _write(client: OpenAI, model: str, prompt: list[int]) -> str:
+    return complete(client, model, prompt, 32, ignore_eos=True)["choices"][0]["text"]
 
 
 def _post(client: OpenAI, path: str) -> float:

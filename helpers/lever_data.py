@@ -7,7 +7,7 @@ from functools import cache
 import pandas as pd
 
 from helpers import bench_report, parallel_data
-from helpers.bench_store import Results, read, read_all
+from helpers.bench_store import Results, read
 from helpers.calibration import measured
 from helpers.hardware import GIB
 
@@ -54,19 +54,9 @@ def effects() -> pd.DataFrame:
 
     Pairs are of one host and one matrix, medians of three unless the name says otherwise; `gpus` says how many H200.
     """
-    tried = zip(parallel_data.tried().reset_index().itertuples(), _gpus_of_tried(), strict=True)
-    rows = [
-        {
-            "lever": one.what,
-            "model": one.model,
-            "gpus": gpus,
-            "prompt": 512,
-            "one": one.one,
-            "at": one.at,
-            "many": one.many,
-        }
-        for one, gpus in tried
-    ]
+    columns = ["lever", "model", "gpus", "one", "at", "many"]
+    tried = parallel_data.tried().reset_index(names="lever")[columns].assign(prompt=512)
+    rows = tried.to_dict("records")
     small, big = parallel_data.two_gpus("llama-3.1-8b"), parallel_data.two_gpus("qwen2.5-32b")
     rows += [
         _pair("tensor parallelism", "llama-3.1-8b", small, "TP2", "TP1", 64),
@@ -76,16 +66,6 @@ def effects() -> pd.DataFrame:
         *(_with_and_without(*pair) for pair in PAIRS),
     ]
     return pd.DataFrame(rows)
-
-
-def _gpus_of_tried() -> list[int]:
-    """How many GPUs each row of parallel_data.tried has, which does not say it."""
-    return [
-        1 if row.startswith("TP1") else 2
-        for what, row, to, _ in parallel_data.TRIED
-        for results in read_all(parallel_data.BENCH)
-        for _ in {*bench_report.ratios(results, row, to=to).query("input_len == 512")["model"]}
-    ]
 
 
 def _pair(lever: str, model: str, table: pd.DataFrame, row: str, to: str, at: int) -> dict:

@@ -39,6 +39,12 @@ def model_of(server: OpenAI) -> str:
     return server.models.list().data[0].id
 
 
+def complete(server: OpenAI, model: str, prompt: list[int] | str, tokens: int, **more: object) -> dict:
+    """A greedy completion as the server sends it. Without the openai client's typed call, which goes through all ids one by one."""
+    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, **more}
+    return server.post("/completions", body=body, cast_to=object)
+
+
 # --- prefill ------------------------------------------------------------------------------------------------------
 
 
@@ -63,20 +69,19 @@ def prefixes(server: OpenAI, prefix: int = 1500, own: int = 20, times: int = 8, 
     seed = time.time_ns() % 2**31 if seed is None else seed  # a prefix that this server has not seen
     server, model, shared = client(server), model_of(server), words(prefix, seed)
     ask = [shared + words(own, seed + 1 + i) for i in range(times + 1)]
-    _first_token(server, model, ask[0])
+    first_token(server, model, ask[0])
     before, found, anew = metrics.snapshot(server), [], []
     for prompt in ask[1:]:  # in turn, so that what else the machine does hits both alike
-        found.append(_first_token(server, model, prompt))
-        anew.append(_first_token(server, model, prompt, cache_salt=uuid.uuid4().hex))
+        found.append(first_token(server, model, prompt))
+        anew.append(first_token(server, model, prompt, cache_salt=uuid.uuid4().hex))
     hits = metrics.snapshot(server).prefix_hits - before.prefix_hits
     return Prefixes(statistics.median(anew), statistics.median(found), hits)
 
 
-def _first_token(server: OpenAI, model: str, prompt: list[int], **more: str) -> float:
-    """Seconds until one token is there. Without the openai client's typed call, which goes through all ids one by one."""
-    body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, **more}
+def first_token(server: OpenAI, model: str, prompt: list[int], **more: str) -> float:
+    """Seconds until one token is there."""
     began = time.perf_counter()
-    server.post("/completions", body=body, cast_to=object)
+    complete(server, model, prompt, 1, **more)
     return time.perf_counter() - began
 
 
@@ -149,7 +154,7 @@ def mixed(
             result.sent.append(sent - began)
             if read:
                 read(prompt)
-            _first_token(server, model, prompt)
+            first_token(server, model, prompt)
             result.ttft.append(time.perf_counter() - sent)
             time.sleep(0.15)
         for one in writing:
@@ -172,8 +177,7 @@ def step_seconds(
 
     def once(length: int) -> float:
         def write(number: int) -> None:
-            body = {"model": model, "prompt": prompt or words(20, number), "max_tokens": length, "temperature": 0}
-            server.post("/completions", body=body | {"ignore_eos": True}, cast_to=object)
+            complete(server, model, prompt or words(20, number), length, ignore_eos=True)
 
         with ThreadPoolExecutor(at_once) as pool:
             began = time.perf_counter()
@@ -213,7 +217,7 @@ def write(server: OpenAI, prompt: int, output: int, times: int = 1) -> None:
 def reader(server: Server) -> Callable[[list[int]], None]:
     """A function that lets this server read a prompt, and keep its cache where its connector puts it."""
     asked, model = client(server), server.connection.model
-    return lambda prompt: _first_token(asked, model, prompt)
+    return lambda prompt: first_token(asked, model, prompt)
 
 
 # --- structured output ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 from openai import OpenAI
 
-from helpers.lever_lesson import LIST, client, model_of, words
+from helpers.lever_lesson import LIST, client, complete, model_of, words
 from helpers.server import Server
 
 PREFIX, AT_ONCE, GUESSES = "prefix caching", "all at once", "n-gram speculation"
@@ -45,8 +45,8 @@ def seconds(server: OpenAI | Server, work: Workload, *, share: bool = False, at_
     model, salt = model_of(server), uuid.uuid4().hex
 
     def ask(prompt: list[int] | str) -> None:
-        body = {"model": model, "prompt": prompt, "max_tokens": work.output, "temperature": 0, "ignore_eos": True}
-        server.post("/completions", body=body | {"cache_salt": salt if share else uuid.uuid4().hex}, cast_to=object)
+        own = salt if share else uuid.uuid4().hex
+        complete(server, model, prompt, work.output, ignore_eos=True, cache_salt=own)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(at_once) as pool:

@@ -128,7 +128,7 @@ TRIED = (
 def tried() -> pd.DataFrame:
     """TRIED with figures, a row for each machine and model that has both: how many times the tokens/s, and what a start costs.
 
-    `one`: with one request; `many` with `at` requests, the most that both had; `start_s`: seconds to ready, the difference.
+    `gpus` are the row's; `one`: with one request; `many` with `at` requests, the most that both had; `start_s`: seconds to ready, the difference.
     """
     rows = []
     for what, row, to, kept in TRIED:
@@ -137,9 +137,11 @@ def tried() -> pd.DataFrame:
             for model, group in found[found["input_len"] == 512].groupby("model"):
                 ratio = group.set_index("concurrency")["ratio"]
                 ready = bench_report.servers(results).query("model == @model").set_index("row")["ready_s"]
+                server = next(one for one in results.servers if (one["model"], one["name"]) == (model, row))
                 most = ratio.index.max()
                 rows.append({
-                    "what": what, "model": model, "host": results.machine["id"], "one": ratio[1], "at": most,
+                    "what": what, "model": model, "host": results.machine["id"],
+                    "gpus": server["tp"] * server["pp"] * server["dp"], "one": ratio[1], "at": most,
                     "many": ratio[most] if most > 1 else math.nan, "start_s": ready[row] - ready[to], "kept": kept,
                 })  # fmt: skip
     return pd.DataFrame(rows).set_index("what")
