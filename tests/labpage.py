@@ -52,7 +52,8 @@ class LabPage:
     def open_by_keys(self, path: str) -> None:
         """The command palette, and what it asks for."""
         self.page.keyboard.press("Control+Shift+C")
-        expect(self.page.locator(".lm-CommandPalette-input:visible")).to_be_focused()  # what is typed before goes elsewhere
+        palette = self.page.locator(".lm-CommandPalette-input:visible")
+        expect(palette).to_be_focused()  # what is typed before goes elsewhere
         self.page.keyboard.type("open from path")
         self.page.locator(".lm-CommandPalette-item.lm-mod-active", has_text="Open from Path").wait_for()
         self.page.keyboard.press("Enter")
