@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+from collections import Counter, defaultdict
+from itertools import chain
 from pathlib import Path
 
 import hypothesis
@@ -27,6 +29,23 @@ def pytest_collection_modifyitems(items):
     folders = [item.path.parent.name for item in items]
     rank = {folder: ORDER.index(folder) if folder in ORDER else len(ORDER) for folder in folders}
     items.sort(key=lambda item: rank[item.path.parent.name])
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The ten slowest files, each with its slowest test: what a run of all tests waits for."""
+    seconds = defaultdict(Counter)  # of a file's tests, with what they set up and clear away
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            file, _, test = report.nodeid.partition("::")
+            seconds[file][test] += report.duration
+    total = sum(tests.total() for tests in seconds.values())
+    if total < 60:
+        return
+    terminalreporter.section(f"the ten slowest of {len(seconds)} files, in {total / 60:.1f} minutes of tests")
+    for file, tests in sorted(seconds.items(), key=lambda pair: -pair[1].total())[:10]:
+        test, longest = tests.most_common(1)[0]
+        share = f"{tests.total() / 60:5.1f} min {tests.total() / total:4.0%}"
+        terminalreporter.line(f"{share}  {file}: {len(tests)} tests, the slowest {test} ({longest:.0f} s)")
 
 
 @pytest.fixture(scope="session")
