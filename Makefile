@@ -6,7 +6,7 @@ OPEN ?= yes
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab class test lint slides doctor outputs site screenshots train cluster cluster-down clean
+.PHONY: help setup lab class test coverage lint slides doctor outputs site screenshots train cluster cluster-down clean
 
 help:  ## say what each command does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ test:  ## set up what the tests need and run every check (TESTS="tests/unit test
 	@$(PYTHON) requirements/install.py $(EXTRA) site dev
 	@$(VENV)/ruff check -q . && $(VENV)/ruff format -q --check .
 	@$(VENV)/python -m pytest $(TESTS)
+
+coverage:  ## run the unit tests, or TESTS, and say how much of helpers they run, the least covered modules first
+	@$(PYTHON) requirements/install.py $(EXTRA) site dev
+	@mkdir -p build/coverage && $(VENV)/coverage erase
+	@$(VENV)/coverage run --parallel-mode -m pytest -q $(or $(TESTS),tests/unit)
+	@$(VENV)/coverage combine -q && $(VENV)/coverage report
 
 lint:  ## check style and spelling, and mend what can be mended
 	@$(PYTHON) requirements/install.py $(EXTRA) dev
