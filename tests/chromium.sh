@@ -3,11 +3,4 @@
 set -euo pipefail
 find_it() { command -v chromium || command -v chromium-browser || command -v google-chrome; }
 
-if ! find_it; then
-    [[ $EUID == 0 ]] && command -v apt-get >/dev/null || {
-        echo "No Chromium here, and only root on Debian or Ubuntu can install it: apt-get install chromium" >&2
-        exit 1
-    }
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } >&2
-    find_it
-fi
+find_it || { "$(dirname "${BASH_SOURCE[0]}")/../requirements/debian.sh" chromium && find_it; }

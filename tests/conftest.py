@@ -23,12 +23,21 @@ for name in SET_BY_TESTS:
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would ours
 
 ORDER = ["unit", "notebooks", "server", "browser", "labs", "slurm"]  # the fast ones first
+ONE_CLUSTER = {"labs", "slurm"}
 
 
-def pytest_collection_modifyitems(items):
-    folders = [item.path.parent.name for item in items]
-    rank = {folder: ORDER.index(folder) if folder in ORDER else len(ORDER) for folder in folders}
-    items.sort(key=lambda item: rank[item.path.parent.name])
+def pytest_collection_modifyitems(config, items):
+    """The order of tests; and what `make test`, which runs two side by side, may part.
+
+    All that needs the cluster is one piece and begins first; a notebook is a piece, and every other file of tests.
+    """
+    side_by_side = hasattr(config, "workerinput")
+    order = ["unit", *sorted(ONE_CLUSTER), *ORDER] if side_by_side else ORDER
+    items.sort(key=lambda item: order.index(item.path.parent.name))
+    for item in items if side_by_side else []:
+        folder = item.path.parent.name
+        if folder != "notebooks":
+            item.add_marker(pytest.mark.xdist_group("cluster" if folder in ONE_CLUSTER else str(item.path)))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -37,7 +46,7 @@ def pytest_terminal_summary(terminalreporter):
     for report in chain.from_iterable(terminalreporter.stats.values()):
         if isinstance(report, pytest.TestReport):
             file, _, test = report.nodeid.partition("::")
-            seconds[file][test] += report.duration
+            seconds[file][test.partition("@")[0]] += report.duration  # without the piece of side-by-side runs
     total = sum(tests.total() for tests in seconds.values())
     if total < 60:
         return

@@ -137,7 +137,7 @@ need_packages() {
   say "Installing ${PACKAGES[*]} (needed: ${missing[*]}) ..."
   local log
   log=$(mktemp)
-  if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${PACKAGES[@]}"; } >"$log" 2>&1; then
+  if ! "$HERE/../../requirements/debian.sh" "${PACKAGES[@]}" >"$log" 2>&1; then
     say "Cluster not started: apt-get could not install ${PACKAGES[*]}:" >&2
     tail -n 8 "$log" | sed 's/^/  /' >&2
     rm -f "$log"
