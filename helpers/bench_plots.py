@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from helpers import plots
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
@@ -55,7 +56,9 @@ def choice(table: pd.DataFrame, title: str) -> Figure:
     axis.set_title(f"{title}\n(numbers: requests at once; up and to the right is better)", loc="left", fontsize=10)
     axis.set(xlabel="tokens/s of one request, while it decodes", ylabel="tokens/s of all together", yscale="log")
     axis.set_xlim(0, None)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a label or two even where all is within one power of ten
     axis.yaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_minor_formatter("")
     figure.legend(frameon=False, fontsize=9, loc="outside right center")
     names = ", ".join(dict.fromkeys(table["row"]))
     figure.set_label(f"Throughput of all requests against the speed of one, a line for each of {names}.")

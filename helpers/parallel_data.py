@@ -1,5 +1,7 @@
 """The measurements that the lesson on parallelism reads: two H200 (helpers/data/bench) and four (helpers/data/h200x4.json).
 
+four_repeated() has later measurements of four (helpers/data/bench/four); the lesson does not read them.
+
 Speeds come as rows of helpers.bench_report.table, so that measured figures and their bounds are made the same way.
 """
 
@@ -19,6 +21,8 @@ from helpers.memory import load, plan
 from helpers.models import DTYPE_BYTES
 
 BENCH = Path(__file__).parent / "data" / "bench"
+#: Apart, so that the lesson's tables stay those of the two GPUs.
+FOUR = BENCH / "four"
 LINKS_FILE = BENCH / "links-2x-NVIDIA-H200.json"
 MODEL = "llama-3.1-70b"  # of all runs on four GPUs that are read here
 #: Runs of the file of four GPUs, by its own names.
@@ -53,6 +57,15 @@ def four_gpus(runs: tuple[str, ...] = LAYOUTS) -> pd.DataFrame:
     servers = {run: _server(run) for run in runs}
     cells = [_cell(servers[entry["run"]], entry) for entry in measured()["throughput"] if entry["run"] in servers]
     return bench_report.table(Results(MEASURED_FILE, _machine(), list(servers.values()), cells))
+
+
+@cache
+def four_repeated() -> pd.DataFrame:
+    """Rows of bench_report.table for Llama 3.1 70B and 405B on the four H200 that measured most. Medians of three.
+
+    They are not comparable with four_gpus(): another host, and one round of prompts instead of two.
+    """
+    return bench_report.table(max(read_all(FOUR), key=lambda results: len(results.cells)))
 
 
 def source(table: pd.DataFrame) -> str:

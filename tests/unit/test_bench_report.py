@@ -18,6 +18,7 @@ from helpers.roofline import decode_seconds, decode_tokens_per_second
 from helpers.weights import active_parameter_count
 
 KEPT = Path(bench.__file__).parent / "data" / "bench"
+FOUR = KEPT / "four"
 MACHINE = {
     "id": "0a", "name": "2x-NVIDIA-H200", "gpus": ["NVIDIA H200"] * 2, "driver": "580", "cores": 32, "processor": "x",
     "versions": {"vllm": "0.25.1"},
@@ -131,12 +132,13 @@ def test_nothing_to_report_is_said(tmp_path, capsys):
     assert "No results in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted(KEPT.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted([*KEPT.glob("*.toml"), *FOUR.glob("*.toml")]), ids=lambda path: path.stem)
 def test_the_matrices_of_the_repository_can_be_read(path):
     assert all(row.fingerprint for row in read(path).rows)
 
 
 HOSTS = {results.machine["id"]: results for results in read_all(KEPT)}
+OF_FOUR = {results.machine["id"]: results for results in read_all(FOUR)}
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +158,19 @@ def test_the_kept_results_are_whole(results):
     assert (table["highest"] / table["lowest"])[warm].max() < 1.1
 
 
-@pytest.mark.parametrize("results", HOSTS.values(), ids=HOSTS)
+@pytest.mark.parametrize("id_, repeats, cells", [("4a8dd232", 1, 7), ("e043ea48", 3, 63)])
+def test_the_kept_results_of_four_gpus_are_whole(id_, repeats, cells):
+    results = OF_FOUR[id_]
+    table = bench_report.table(results)
+    assert len(results.cells) == cells and not results.failures
+    assert (table["repeats"] == repeats).all() and not table[["failed", "preemptions", "prefix_hits"]].any(axis=None)
+    assert table["share"].between(0.05, 0.8).all()
+
+
+@pytest.mark.parametrize("results", [*HOSTS.values(), *OF_FOUR.values()], ids=[*HOSTS, *OF_FOUR])
 def test_the_kept_results_are_of_the_matrices_beside_them(results):
-    rows = [row for path in KEPT.glob("h200x2-*.toml") for row in read(path).rows]
+    paths = FOUR.glob("*.toml") if len(results.machine["gpus"]) == 4 else KEPT.glob("h200x2-*.toml")
+    rows = [row for path in paths for row in read(path).rows]
     rows = {replace(row, gpus=placed(row, results.machine)).fingerprint: row.name for row in rows}
     assert {server["fingerprint"]: server["name"] for server in results.servers}.items() <= rows.items()
 
@@ -194,16 +206,34 @@ def test_what_the_second_host_teaches():
     assert ratio("TP1", "qwen2.5-32b").between(0.58, 0.65).all()
 
 
-def test_where_the_time_of_a_token_goes(kept):
-    """70B on two H200: the bound, the products as PyTorch reads for them, the whole step; each is more than the one before."""
-    links = json.loads((KEPT / "links-2x-NVIDIA-H200.json").read_text())
-    config, table = load("llama-3.1-70b"), bench_report.table(kept)
-    step = table[(table["model"] == "llama-3.1-70b") & (table["row"] == "TP2") & (table["concurrency"] == 1)][
-        "tpot_ms"
-    ].item()
-    least = 1000 * decode_seconds(config, "H200", tp=2)
+def test_what_four_gpus_teach():
+    """Goals of the workshop: 65% of the bound with one request, 2.5 times the script's flags with one and 1.5 with 64 and 128."""
+    results = OF_FOUR["e043ea48"]
+    table = bench_report.table(results)
+    alone = table[(table["concurrency"] == 1) & (table["row"] == "TP4")].set_index("model")["share"]
+    assert alone["llama-3.1-70b"] == pytest.approx(0.60, abs=0.01) and alone["llama-3.1-405b-fp8"] == pytest.approx(0.65, abs=0.01)  # fmt: skip
+    script = bench_report.ratios(results, "TP4", to="TP4, script's flags").set_index("concurrency")["lowest"]
+    assert script[1] > 2.5 and script[[64, 128]].min() > 1.5
+
+    def ratio(row):
+        return bench_report.ratios(results, row, to="TP4").set_index("concurrency")["ratio"]
+
+    assert ratio("TP4, two nodes").between(0.9, 0.96).all() and ratio("TP4, compiled for 1")[1] < 1
+    assert ratio("PP4").max() < 0.6 and ratio("TP2 x PP2").between(0.57, 0.82).all()
+
+
+@pytest.mark.parametrize(
+    "folder, host, tp, share", [(KEPT, "010b4ebf", 2, 0.85), (FOUR, "e043ea48", 4, 0.77)], ids=["two GPUs", "four"]
+)
+def test_where_the_time_of_a_token_goes(folder, host, tp, share):
+    """70B: the bound, the products as PyTorch reads for them, the whole step; each is more than the one before."""
+    links = json.loads((folder / f"links-{tp}x-NVIDIA-H200.json").read_text())
+    config, table = load("llama-3.1-70b"), bench_report.table((HOSTS | OF_FOUR)[host])
+    same = (table["model"] == "llama-3.1-70b") & (table["row"] == f"TP{tp}") & (table["concurrency"] == 1)
+    step = table[same]["tpot_ms"].item()
+    least = 1000 * decode_seconds(config, "H200", tp=tp)
     products = 1000 * matrix_seconds(links, config)
-    assert 14 < least < products < step and products / step == pytest.approx(0.85, abs=0.02)
+    assert 28 / tp < least < products < step and products / step == pytest.approx(share, abs=0.02)
 
 
 def test_the_matrices_of_a_layer_hold_its_parameters():

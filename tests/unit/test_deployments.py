@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import deployments, parallel_data
+from helpers import deployments, models_page, parallel_data
 from helpers.deployments import ROOT, DeploymentError, catalogue, find, memory_lines, plan_of, read, shape_of
 from helpers.models import load
 
@@ -118,6 +118,19 @@ def test_the_speeds_of_a_header_are_those_of_the_data(name):
         tried = parallel_data.tried().loc["a graph compiled for one token"]
         same = tried[tried["model"] == SHIPPED[name].shape]
         assert ratio.groups() in {(f"{row.one:.2f}", f"{row.start_s:.0f}") for row in same.itertuples()}
+
+
+def test_the_speeds_of_headers_on_four_gpus_are_those_of_the_data():
+    def said(model, row, concurrency):
+        table = parallel_data.four_repeated()
+        return f"{parallel_data.speed(table[table['model'] == model], row, concurrency):,.0f}"
+
+    one, many = (said("llama-3.1-405b-fp8", "TP4", n) for n in (1, 64))
+    words = f"data/bench/four): {one} tokens/s for a single client, {many} for 64."
+    assert words in models_page.reason(SHIPPED["llama-3.1-405b-fp8-tp4-h200"].path)
+    one, many = ([said("llama-3.1-70b", row, n) for row in ("TP4", "TP2 x PP2", "PP4")] for n in (1, 128))
+    words = "{} tokens/s for a single client with TP4, {} with TP2 x PP2, {} with PP4; for 128 clients {}, {} and {}."
+    assert words.format(*one, *many) in models_page.reason(SHIPPED["llama-3.1-70b-tp4-h100"].path)
 
 
 @pytest.mark.parametrize("deployment", SERVERS)

@@ -7,7 +7,7 @@ from helpers.bench_matrix import flag_value, shape_of
 from helpers.bench_store import read_all
 from helpers.calibration import calibrate, measured_memory
 from helpers.memory import kv_cache_tokens, load, plan, read_log
-from helpers.parallel_data import BENCH
+from helpers.parallel_data import BENCH, FOUR
 from helpers.weights import stage_weight_bytes
 
 GIB = 2**30
@@ -107,7 +107,7 @@ def test_only_the_older_runner_sets_memory_aside_for_graphs():
 
 def servers_measured_for_speed():
     """Servers of helpers/data/bench that sized their cache themselves; plan() was calibrated without them."""
-    for results in read_all(BENCH):
+    for results in [*read_all(BENCH), *read_all(FOUR)]:
         for server in {each["fingerprint"]: each for each in results.servers}.values():
             if flag_value(server["flags"], "kv-cache-memory-bytes") is None:
                 yield pytest.param(server, id=f"{server['model']} {server['name']} {results.machine['id']}")

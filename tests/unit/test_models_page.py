@@ -30,8 +30,9 @@ def test_every_deployment_is_there_with_its_reason():
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("llama-3.1-405b-fp8-tp4-h200", "30 (1), 691 (64)"),
-        ("llama-3.1-70b-tp4-h100", "80 (1), 3,107 (128), on H200"),
+        ("llama-3.1-405b-fp8-tp4-h200", "30 (1), 708 (64)"),
+        ("llama-3.1-70b-tp4-h100", "80 (1), 2,463 (128), on H200"),
+        ("minimax-m2.1-tp4-h200", "166 (1), 3,498 (64)"),
         ("deepseek-r1-tp4-pp2-h200", "not measured"),
     ],
 )
