@@ -119,27 +119,28 @@ class _Run:
         if isinstance(item, LineError):
             self._write([item])
             return
-        if self.engine is None:
-            self._start(engine() if callable(engine) else engine)
-        while self.waiting >= self.engine.room:
+        running = self.engine or self._start(engine() if callable(engine) else engine)
+        while self.waiting >= running.room:
             self._collect()
         try:
-            self.engine.submit(item)
+            running.submit(item)
             self.waiting += 1
         except LineError as error:
             error.line, error.custom_id = item.line, item.custom_id
             self._write([error])
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Engine) -> Engine:
         self.engine = engine
         self.job.begun_with(engine.model)
         self.job.note(**engine.describe())
         self._save(RUNNING)
         self.began = time.monotonic()
+        return engine
 
     def _collect(self) -> None:
         if self.stop.is_set():
             raise StoppedError("Stopped as it was told to.")
+        assert self.engine is not None  # it has what is waited for
         items = self.engine.finished()
         self.waiting -= len(items)
         self._write(items)
