@@ -7,9 +7,10 @@ import difflib
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from helpers import memory
 from helpers.errors import WorkshopError
@@ -118,7 +119,7 @@ def read(path: str | Path) -> Deployment:
     asked = asked_of_sbatch(path)
     if "--nodes" not in asked:
         raise DeploymentError(f"{path} has no line #SBATCH --nodes=N: Slurm would choose how many nodes serve.")
-    resources = {"gpus_per_node": 0, "cpus_per_task": 1, "memory": "", "time": ""} | _resources(asked)
+    resources: dict[str, Any] = {"gpus_per_node": 0, "cpus_per_task": 1, "memory": "", "time": ""} | _resources(asked)
     variables = dict(_DEFAULT.findall(text))
     variables.pop("WORKSHOP_ROOT", None)
     serve, command = _SERVE.search(text), _COMMAND.search(text)
@@ -151,10 +152,9 @@ def plan_of(deployment: Deployment, config: ModelConfig | None = None) -> memory
 
     Raises ConfigError for an unknown model, LayoutError for a layout vLLM refuses, HardwareError for an unknown GPU.
     """
-    flags = memory_flags(deployment.flags)
-    lengths = {"max_model_len": deployment.max_model_len or None}
-    layout = {"tp": deployment.tp, "pp": deployment.pp, "dp": deployment.dp}
-    return memory.plan(config or shape_of(deployment), gpu=deployment.gpu, **layout, **lengths | flags)
+    flags = {"max_model_len": deployment.max_model_len or None} | memory_flags(deployment.flags)
+    tp, pp, dp = deployment.tp, deployment.pp, deployment.dp
+    return memory.plan(config or shape_of(deployment), gpu=deployment.gpu, tp=tp, pp=pp, dp=dp, **flags)
 
 
 def memory_lines(deployment: Deployment) -> str:
@@ -205,7 +205,7 @@ def _options(options: Sequence[str]) -> dict[str, str]:
     return asked
 
 
-def _resources(asked: Mapping[str, str]) -> dict:
+def _resources(asked: Mapping[str, str]) -> dict[str, Any]:
     """What of the options is a resource, under Deployment's names."""
     numbers = {"nodes": "--nodes", "gpus_per_node": "--gpus-per-node", "cpus_per_task": "--cpus-per-task"}
     found = {name: _number(option, asked[option]) for name, option in numbers.items() if option in asked}
@@ -213,7 +213,7 @@ def _resources(asked: Mapping[str, str]) -> dict:
                     if f"--{option}" in asked}  # fmt: skip
 
 
-def _settings(variables: Mapping[str, str], **slurm: int) -> dict:
+def _settings(variables: Mapping[str, str], **slurm: int) -> dict[str, Any]:
     """The variables that are fields of a Deployment; a default that names Slurm's own variables becomes its value."""
     resolved = {name: _resolve(variables.get(name, ""), slurm) for name in _NUMBERS}
     sizes = {name: _number(name, value) if value else 1 for name, value in resolved.items()}
@@ -238,13 +238,16 @@ def _small_defaults(nodes: int, gpus_per_node: int) -> dict[str, str]:
     return {"MODEL": str(SMALL_MODEL), "TP": str(tp), "PP": str(nodes), "DP": "1", "MAX_MODEL_LEN": "2048"}
 
 
-def memory_flags(flags: Sequence[str]) -> dict:
-    """Those of vLLM's flags that helpers.memory.plan takes, under its names and in its types."""
-    kinds = {
+def memory_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """Those of vLLM's flags that helpers.memory.plan takes, under its names and in its types.
+
+    Raises ValueError for a number that is none.
+    """
+    kinds: dict[str, Callable[[str], object]] = {
         "gpu_memory_utilization": float, "kv_cache_dtype": str, "max_model_len": int, "max_num_batched_tokens": int,
         "max_num_seqs": int, "block_size": int,
     }  # fmt: skip
-    found = {}
+    found: dict[str, Any] = {}
     for flag, value in _options(flags).items():
         name = flag.removeprefix("--").replace("-", "_")
         if name in kinds:

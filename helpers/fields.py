@@ -1,5 +1,7 @@
 """Checked fields of a config.json."""
 
+from typing import Any, NoReturn, TypeVar
+
 from helpers.errors import WorkshopError
 
 
@@ -7,13 +9,20 @@ class ConfigError(WorkshopError):
     """A config.json (or a name for one) that the arithmetic cannot use."""
 
 
-class Reader:
-    """Takes checked fields out of a config.json and names the field and the architecture when it cannot."""
+Kind = TypeVar("Kind")
 
-    def __init__(self, fields: dict, where: str):
+
+class Reader:
+    """Takes checked fields out of a config.json.
+
+    Its methods raise ConfigError, which names the field and `where` it stands.
+    """
+
+    def __init__(self, fields: dict[str, Any], where: str):
         self.fields, self.where = fields, where
 
     def size(self, field: str, default: int | None = None) -> int:
+        """A whole number above 0; without a default the field has to be there."""
         value = self.fields.get(field, default)
         value = default if value is None else value
         if value is None:
@@ -23,20 +32,24 @@ class Reader:
         return value
 
     def count(self, field: str, default: int = 0) -> int:
+        """A whole number, 0 or more."""
         value = self.fields.get(field)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ConfigError(f"{self.where}: {field!r} is {value!r}; it must be a whole number, 0 or more.")
         return value
 
-    def list_of(self, kind: type, field: str) -> list:
+    def list_of(self, kind: type[Kind], field: str) -> list[Kind]:
+        """A list of values of one kind; empty where the field is missing."""
         value = self.fields.get(field) or []
         if not isinstance(value, list) or any(not isinstance(item, kind) for item in value):
             raise ConfigError(f"{self.where}: {field!r} is {value!r}; it must be a list of {kind.__name__} values.")
         return value
 
     def size_or_none(self, field: str) -> int | None:
+        """A whole number above 0; None where the field is missing."""
         return None if self.fields.get(field) is None else self.size(field)
 
-    def fail(self, problem: str):
+    def fail(self, problem: str) -> NoReturn:
+        """Raise ConfigError for what is wrong with the fields together."""
         raise ConfigError(f"{self.where}: {problem}")
