@@ -81,7 +81,10 @@ class Weights:
 
     @classmethod
     def random(cls, hidden: int, heads: int, kv_heads: int, *, head_dim: int | None = None, seed: int = 0) -> "Weights":
-        """Weights drawn from a normal distribution of variance 1 / rows; head_dim is hidden / heads unless given."""
+        """Weights drawn from a normal distribution of variance 1 / rows; head_dim is hidden / heads unless given.
+
+        Raises AttentionError for sizes that do not divide one another.
+        """
         positive(hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=1 if head_dim is None else head_dim)
         if head_dim is None and hidden % heads:
             raise AttentionError(f"{heads} heads do not divide a hidden size of {hidden}; give head_dim.")
@@ -231,7 +234,7 @@ def decode(prompt: np.ndarray, tokens: int, weights: Weights, *, cached: bool = 
 
     The first comes from prefill. A row scaled to length sqrt(hidden) is the next token's vector, in place of the rest of
     a model. Without the cache all rows are computed although the last would do: in a real model, the next layer's keys
-    and values need them.
+    and values need them. Raises AttentionError for an empty prompt or one of another width.
     """
     positive(tokens=tokens)
     cache = KVCache(len(prompt) + tokens - 1, weights) if cached and len(prompt) else None

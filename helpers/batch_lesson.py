@@ -198,7 +198,7 @@ def limits(
 def sweep(
     llm: "vllm.LLM", asked: Sequence[str], setting: str, values: Sequence[int], *, max_tokens: int
 ) -> dict[int, Timed]:
-    """The same work with several values of `max_num_seqs` or `max_num_batched_tokens`."""
+    """The same work with several values of `max_num_seqs` or `max_num_batched_tokens`, by value. Raises as `limits`."""
     runs = {}
     for value in values:
         with limits(llm, **{setting: value}):

@@ -22,7 +22,7 @@ def parts(output: Path) -> list[Path]:
 
 
 def missing(output: Path) -> list[str]:
-    """What is still to be done before the parts can be merged, in words; empty when nothing is."""
+    """What is still to be done before the parts can be merged, in words; empty when nothing is. Raises as `parts`."""
     states = {part.name: (read_manifest(part) or {}).get("state", "not begun") for part in parts(output)}
     return [f"{name} is {state}" for name, state in states.items() if state != COMPLETE]
 

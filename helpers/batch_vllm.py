@@ -68,7 +68,8 @@ class InProcess:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         ours = SMALL_MODEL_FLAGS if Path(model).resolve() == MODEL_DIR else ["--served-model-name", Path(model).name]
-        parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="flags of vLLM"))  # type: ignore[no-untyped-call]  # has no types
+        parser = FlexibleArgumentParser(prog="flags of vLLM")  # type: ignore[no-untyped-call]  # has no types
+        parser = EngineArgs.add_cli_args(parser)
         parsed = parser.parse_args(["--model", str(model), *ours, *flags])
         try:
             given, usual = EngineArgs.from_cli_args(parsed), EngineArgs(model=str(model))

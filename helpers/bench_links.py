@@ -161,7 +161,7 @@ def _once(work: Callable[[], object], device: str, times: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command: measures and writes a JSON file."""
+    """Runs the command: measures and writes a JSON file. Returns 0, or 2 with a sentence when that cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m helpers.bench_links", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="llama-3.1-70b", help="whose matrices are read (default: %(default)s)")

@@ -165,7 +165,7 @@ def read(path: str | Path) -> Matrix:
 
 
 def parse(data: dict[str, Any], where: str = "the matrix") -> Matrix:
-    """As read(), from what a TOML file holds."""
+    """As read(), from what a TOML file holds; errors name it as `where`. Raises MatrixError."""
     data = dict(data)
     rows, common = data.pop("rows", []), data.pop("common", {})
     load = {name: data.pop(name) for name in ("concurrencies", "lengths", "repeats", "rounds") if name in data}

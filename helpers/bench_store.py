@@ -37,7 +37,10 @@ class Results:
 
 
 class Store:
-    """The file of one machine in a folder of results; both are made when something is first kept."""
+    """The file of one machine in a folder of results; both are made when something is first kept.
+
+    Its methods raise StoreError when the file cannot be read or written.
+    """
 
     def __init__(self, folder: str | Path, machine: dict[str, Any]):
         self.folder, self.machine = Path(folder), machine
@@ -62,16 +65,16 @@ class Store:
         return sum(server["fingerprint"] == row.fingerprint for server in servers)
 
     def keep_server(self, row: Row, **what: Any) -> None:
-        """Add a start of a row's server, and `what` is known of it. Raises StoreError."""
+        """Add a start of a row's server, and `what` is known of it."""
         self._keep("server", described(row) | what)
 
     def keep_cell(self, row: Row, cell: Cell, **what: Any) -> None:
-        """Add a measurement: the load, and `what` was found. Raises StoreError."""
+        """Add a measurement: the load, and `what` was found."""
         load = {name: getattr(cell, name) for name in Cell.__dataclass_fields__}
         self._keep("cell", {"row": row.name, "fingerprint": row.fingerprint, **load, **what})
 
     def keep_failure(self, row: Row, said: str) -> None:
-        """Add that a row's server or measurement failed, and why. Raises StoreError."""
+        """Add that a row's server or measurement failed, and why."""
         self._keep("failure", {"row": row.name, "fingerprint": row.fingerprint, "said": said})
 
     def _keep(self, kind: str, what: dict[str, Any]) -> None:

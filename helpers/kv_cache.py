@@ -87,6 +87,7 @@ def kv_cache_tokens(
     pipeline stages, which differ, give a list of one figure a stage. Block size: 16 on CUDA, 64 with FlashMLA, 128 on
     a CPU. Since vLLM 0.25 at the latest the line depends a little on the longest request, and much with a sliding
     window: give `max_model_len` (and for a window `in_flight_tokens`) for that form, see kv_capacity.
+    Raises what kv_blocks raises.
     """
     blocks = kv_blocks(config, available_bytes, tp=tp, pp=pp, dtype=dtype, block_size=block_size)
     if max_model_len is None:

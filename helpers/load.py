@@ -273,7 +273,8 @@ class _NotebookBar(tqdm):  # type: ignore[misc]  # tqdm has no types
         self._text = text
         self._place = None
         if not options.get("disable"):
-            self._place = display({"text/plain": text}, raw=True, display_id=True)  # type: ignore[no-untyped-call]  # IPython's
+            look = {"text/plain": text}
+            self._place = display(look, raw=True, display_id=True)  # type: ignore[no-untyped-call]  # IPython's
         super().__init__(ncols=80, file=io.StringIO(), **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

@@ -151,7 +151,8 @@ def knee(table: pd.DataFrame) -> Knee:
 
     Two lines bound the throughput: N threads get at most N / `alone`, for no request is faster than one alone; and never
     more than `peak`. They meet at N = alone x peak, which is Little's law again. Below it a thread more brings throughput,
-    above it waiting. Raises LoadError for a curve without one thread. Source: Denning and Buzen, The Operational Analysis of Queueing Network Models (1978).
+    above it waiting. Source: Denning and Buzen, The Operational Analysis of Queueing Network Models (1978).
+    Raises LoadError for a curve without one thread.
     """
     if 1 not in table.index:
         raise LoadError("The curve needs a run with one thread: it says what a request takes alone.")

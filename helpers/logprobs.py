@@ -80,7 +80,7 @@ def completion_table(reply: Any, *, k: int | None = None, choice: int = 0) -> pd
 
 
 def chat_table(reply: Any, *, choice: int = 0) -> pd.DataFrame:
-    """The tokens of a chat answer and their alternatives; see completion_table.
+    """The tokens of a chat answer and their alternatives; see completion_table, also for what it raises.
 
     vLLM puts the chosen token first and then cuts the list to `top_logprobs`, so that an improbable chosen token takes
     the place of the least of the k: with `top_logprobs=1` the most probable token never shows beside another chosen one.
@@ -104,7 +104,7 @@ def prompt_table(reply: Any, *, prompt: str | None = None, choice: int = 0) -> p
 
     The first token has nothing before it, hence no logprob and no alternatives; for most models it is the mark <s> that
     the server puts in front. Its id is known when the request had `extra_body={"return_token_ids": True}`.
-    `prompt` is the text that was sent, for offsets that leave out such marks.
+    `prompt` is the text that was sent, for offsets that leave out such marks. Raises LogprobsError as completion_table.
     """
     said = _choice(reply, choice)
     holder = said if said.get("prompt_logprobs") is not None else _plain(reply)
