@@ -60,7 +60,8 @@ def run(
 ) -> Counts:
     """Answer every line of `requests` that `output` does not answer yet.
 
-    `engine` may be a function that makes one: it is called when there is something to ask, and its engine is closed.
+    `engine` may be a function that makes one: it is called when there is something to ask, and its engine is closed. A line
+    of more than `max_line` bytes is an error. `progress` is told of the counts as answers come.
     `stop`, once set, ends the run after what has been answered by then is written. Raises BatchError when the batch is
     not the one that `output` was begun with, StoppedError when the run ends early, InputError and OutputError.
     """

@@ -37,7 +37,7 @@ class Counts:
 
     @property
     def left(self) -> int:
-        """Lines that nobody has asked yet."""
+        """Lines that have neither an answer nor an error yet."""
         return self.lines - self.before - self.answered - self.errors
 
     @property
@@ -47,7 +47,7 @@ class Counts:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the last line, by this run's pace; None before anything is done."""
+        """Seconds until the last line, by this run's pace; None before anything is done."""
         done = self.answered + self.errors
         return self.left * self.seconds / done if done else None
 

@@ -11,7 +11,7 @@ from helpers import plots
 def server(frame: pd.DataFrame, *, width: float = 10.0) -> Figure:
     """Four small panels over time: requests, tokens a second, time to first token, KV cache.
 
-    `frame` is that of class_server.ServerHistory, with at least one row.
+    `frame` is that of class_server.ServerHistory, with at least one row; `width` is in inches.
     """
     with plt.rc_context(plots.STYLE | {"figure.constrained_layout.use": False}):
         figure = Figure(figsize=(width, 1.9))

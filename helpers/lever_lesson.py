@@ -125,7 +125,7 @@ class Mixed:
 
     @property
     def worst(self) -> float:
-        """The gap that one in a hundred exceeds."""
+        """Seconds: the gap that one in a hundred exceeds."""
         return float(np.percentile([gap for _, gap in self.gaps], 99))
 
     @property

@@ -92,7 +92,7 @@ class Lines:
         return connection
 
     def stream(self, route: str, body: bytes, record: Record, sent: float) -> None:
-        """Send one request and fill its record while the answer comes.
+        """Send one request and fill its record while the answer comes; `sent` is now() of the first try.
 
         Raises the openai client's errors, or StreamError.
         """

@@ -148,7 +148,7 @@ def throughput_latency(table: pd.DataFrame, knee: Knee) -> Figure:
 
 
 def goodput_curve(runs: Mapping[int, Run], *, ttft: float, tpot: float) -> Figure:
-    """Throughput and goodput in requests a second over threads, and each request's TTFT and TPOT against the limits."""
+    """Throughput and goodput in requests a second over threads, and each request's TTFT and TPOT against the limits (seconds)."""
     figure, (left, right) = _new_figure(2, figsize=(7.6, 3.3))
     threads = sorted(runs)
     total = [load_stats.throughput(runs[n])["requests_per_second"] for n in threads]
