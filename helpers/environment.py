@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from helpers import connections, queue
+from helpers.hardware import GIB
 
-GIB = 2**30
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 MARKS = {OK: "✓", NOTE: "·", PROBLEM: "✗"}
 
