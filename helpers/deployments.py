@@ -7,13 +7,14 @@ import difflib
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from helpers import memory
 from helpers.errors import WorkshopError
+from helpers.fields import ConfigError, flag_number
 from helpers.hardware import GIB
 from helpers.models import ModelConfig, load
 
@@ -150,7 +151,7 @@ def shape_of(deployment: Deployment) -> ModelConfig:
 def plan_of(deployment: Deployment, config: ModelConfig | None = None) -> memory.Plan:
     """What helpers.memory says of a deployment on its kind of GPU, with those of its vLLM flags that change memory.
 
-    Raises ConfigError for an unknown model, LayoutError for a layout vLLM refuses, HardwareError for an unknown GPU.
+    Raises ConfigError for an unknown model or a flag whose number is none, LayoutError for a layout vLLM refuses, HardwareError for an unknown GPU.
     """
     flags = {"max_model_len": deployment.max_model_len or None} | memory_flags(deployment.flags)
     tp, pp, dp = deployment.tp, deployment.pp, deployment.dp
@@ -241,20 +242,28 @@ def _small_defaults(nodes: int, gpus_per_node: int) -> dict[str, str]:
 def memory_flags(flags: Sequence[str]) -> dict[str, Any]:
     """Those of vLLM's flags that helpers.memory.plan takes, under its names and in its types.
 
-    Raises ValueError for a number that is none.
+    A length that vLLM is to find out (auto, -1) counts as none. Raises ConfigError for a number that is none.
     """
-    kinds: dict[str, Callable[[str], object]] = {
-        "gpu_memory_utilization": float, "kv_cache_dtype": str, "max_model_len": int, "max_num_batched_tokens": int,
-        "max_num_seqs": int, "block_size": int,
-    }  # fmt: skip
     found: dict[str, Any] = {}
     for flag, value in _options(flags).items():
         name = flag.removeprefix("--").replace("-", "_")
-        if name in kinds:
-            found[name] = kinds[name](value)
+        if name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs", "block_size"):
+            if value not in ("", "auto", "-1"):
+                found[name] = flag_number(flag, value)
+        elif name == "gpu_memory_utilization":
+            found[name] = _share(flag, value)
+        elif name == "kv_cache_dtype":
+            found[name] = value
         elif name in ("enforce_eager", "enable_expert_parallel"):
             found[name.removeprefix("enable_")] = True
     return found
+
+
+def _share(flag: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"{flag} is {value!r}; it must be a share of the GPU's memory, as 0.9.") from None
 
 
 def _number(name: str, value: str) -> int:

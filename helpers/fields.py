@@ -1,5 +1,6 @@
-"""Checked fields of a config.json."""
+"""Checked fields of a config.json, and numbers as vLLM's flags take them."""
 
+import re
 from typing import Any, NoReturn, TypeVar
 
 from helpers.errors import WorkshopError
@@ -10,6 +11,7 @@ class ConfigError(WorkshopError):
 
 
 Kind = TypeVar("Kind")
+UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Reader:
@@ -53,3 +55,15 @@ class Reader:
     def fail(self, problem: str) -> NoReturn:
         """Raise ConfigError for what is wrong with the fields together."""
         raise ConfigError(f"{self.where}: {problem}")
+
+
+def flag_number(flag: str, value: str) -> int:
+    """The whole number that a flag of vLLM is given: 8192, 8k or 25.6k (thousands), 8K (1,024s), and so on with m, g, t.
+
+    Raises ConfigError for anything else. Source: human_readable_int in vLLM utils/argparse_utils.py.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt])|(\d+)([KMGT])?", value)
+    if not found:
+        raise ConfigError(f"{flag} is {value!r}; it must be a whole number, as 8192, 8k or 8K.")
+    decimal, thousands, whole, binary = found.groups()
+    return int(float(decimal) * UNITS[thousands]) if decimal else int(whole) * UNITS.get(binary, 1)
