@@ -12,9 +12,12 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from helpers.errors import WorkshopError
 from helpers.partition import positive
+
+Array = NDArray[np.float64]
 
 
 class AttentionError(WorkshopError):
@@ -43,7 +46,7 @@ class Work:
 
     def multiply(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """The matrix product a @ b (..., m, k) x (..., k, n) -> (..., m, n): a multiply-add for each k of each result."""
-        product = a @ b
+        product: Array = a @ b
         self.multiply_adds += product.size * a.shape[-1]
         self.read += a.nbytes + b.nbytes
         self.written += product.nbytes
@@ -65,7 +68,7 @@ class Weights:
     heads: int
     kv_heads: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         positive(heads=self.heads, kv_heads=self.kv_heads)
         if self.heads % self.kv_heads:
             raise AttentionError(
@@ -78,7 +81,10 @@ class Weights:
 
     @classmethod
     def random(cls, hidden: int, heads: int, kv_heads: int, *, head_dim: int | None = None, seed: int = 0) -> "Weights":
-        """Weights drawn from a normal distribution of variance 1 / rows; head_dim is hidden / heads unless given."""
+        """Weights drawn from a normal distribution of variance 1 / rows; head_dim is hidden / heads unless given.
+
+        Raises AttentionError for sizes that do not divide one another.
+        """
         positive(hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=1 if head_dim is None else head_dim)
         if head_dim is None and hidden % heads:
             raise AttentionError(f"{heads} heads do not divide a hidden size of {hidden}; give head_dim.")
@@ -86,7 +92,8 @@ class Weights:
         generator = np.random.default_rng(seed)
 
         def matrix(rows: int, columns: int) -> np.ndarray:
-            return generator.standard_normal((rows, columns)) / rows**0.5
+            drawn: Array = generator.standard_normal((rows, columns)) / rows**0.5
+            return drawn
 
         narrow = kv_heads * width
         projections = matrix(hidden, heads * width), matrix(hidden, narrow), matrix(hidden, narrow)
@@ -94,11 +101,13 @@ class Weights:
 
     @property
     def hidden(self) -> int:
-        return self.query.shape[0]
+        """Width of a token's state: rows of the query matrix."""
+        return len(self.query)
 
     @property
     def head_dim(self) -> int:
-        return self.query.shape[1] // self.heads
+        """Numbers in one head's query, key or value: columns of the query matrix / heads."""
+        return int(self.query.shape[1]) // self.heads
 
 
 class KVCache:
@@ -121,20 +130,19 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
+        """Tokens for which there is room, those it holds included."""
         return len(self._keys)
 
     @property
     def bytes_reserved(self) -> int:
-        """2 (K and V) x capacity x kv_heads x head_dim x 8."""
+        """2 (K and V) x capacity x kv_heads x head_dim x 8 bytes, however few tokens it holds."""
         return self._keys.nbytes + self._values.nbytes
 
-    @property
-    def bytes_used(self) -> int:
-        """The part of `bytes_reserved` that holds tokens; the rest waits for tokens that may never come."""
-        return self.keys.nbytes + self.values.nbytes
-
     def append(self, keys: np.ndarray, values: np.ndarray, work: Work | None = None) -> None:
-        """Keep the keys and values (tokens, kv_heads, head_dim) of new tokens. Raises CacheFullError if they do not fit."""
+        """Keep the keys and values (tokens, kv_heads, head_dim) of new tokens, and count that in `work`.
+
+        Raises CacheFullError if they do not fit, AttentionError for those of another number of heads or width.
+        """
         if keys.shape[1:] != self._keys.shape[1:]:
             raise AttentionError(
                 f"The cache keeps {self._keys.shape[1:]} (KV heads, head_dim) a token and these are {keys.shape[1:]}; "
@@ -154,7 +162,10 @@ class KVCache:
 
 
 def project(x: np.ndarray, weights: Weights, work: Work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x (tokens, hidden) -> queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim)."""
+    """x (tokens, hidden) -> queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim).
+
+    Raises AttentionError for no token, or tokens of another width.
+    """
     if x.ndim != 2 or x.shape[1] != weights.hidden:
         raise AttentionError(f"The tokens are an array {x.shape}; this layer takes (tokens, {weights.hidden}).")
     if not len(x):
@@ -183,15 +194,17 @@ def attend(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, work: Work
 
 def softmax(scores: np.ndarray) -> np.ndarray:
     """exp(score) / sum over the last axis; the largest is taken off first, for exp of a large number overflows."""
-    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    powers: Array = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    powers /= powers.sum(axis=-1, keepdims=True)
+    return powers
 
 
 def step(x: np.ndarray, weights: Weights, cache: KVCache | None = None, work: Work | None = None) -> np.ndarray:
     """The layer for new tokens x (tokens, hidden) -> (tokens, hidden).
 
     With a cache, x is only what is not in it yet: the prompt (prefill), one token (decode), or a piece of a prompt
-    (chunked prefill). Without one, x is everything so far, also in decode.
+    (chunked prefill). Without one, x is everything so far, also in decode. `work` counts what is done.
+    Raises AttentionError for no token or tokens of another width, CacheFullError when the cache has no room for them.
     """
     work = Work() if work is None else work
     queries, keys, values = project(x, weights, work)
@@ -212,6 +225,7 @@ class Decoded:
 
     @property
     def total(self) -> Work:
+        """The work of all its tokens."""
         return sum(self.work, Work())
 
 
@@ -220,7 +234,7 @@ def decode(prompt: np.ndarray, tokens: int, weights: Weights, *, cached: bool = 
 
     The first comes from prefill. A row scaled to length sqrt(hidden) is the next token's vector, in place of the rest of
     a model. Without the cache all rows are computed although the last would do: in a real model, the next layer's keys
-    and values need them.
+    and values need them. Raises AttentionError for an empty prompt or one of another width.
     """
     positive(tokens=tokens)
     cache = KVCache(len(prompt) + tokens - 1, weights) if cached and len(prompt) else None

@@ -60,7 +60,8 @@ def run(
 ) -> Counts:
     """Answer every line of `requests` that `output` does not answer yet.
 
-    `engine` may be a function that makes one: it is called when there is something to ask, and its engine is closed.
+    `engine` may be a function that makes one: it is called when there is something to ask, and its engine is closed. A line
+    of more than `max_line` bytes is an error. `progress` is told of the counts as answers come.
     `stop`, once set, ends the run after what has been answered by then is written. Raises BatchError when the batch is
     not the one that `output` was begun with, StoppedError when the run ends early, InputError and OutputError.
     """
@@ -119,27 +120,28 @@ class _Run:
         if isinstance(item, LineError):
             self._write([item])
             return
-        if self.engine is None:
-            self._start(engine() if callable(engine) else engine)
-        while self.waiting >= self.engine.room:
+        running = self.engine or self._start(engine() if callable(engine) else engine)
+        while self.waiting >= running.room:
             self._collect()
         try:
-            self.engine.submit(item)
+            running.submit(item)
             self.waiting += 1
         except LineError as error:
             error.line, error.custom_id = item.line, item.custom_id
             self._write([error])
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Engine) -> Engine:
         self.engine = engine
         self.job.begun_with(engine.model)
         self.job.note(**engine.describe())
         self._save(RUNNING)
         self.began = time.monotonic()
+        return engine
 
     def _collect(self) -> None:
         if self.stop.is_set():
             raise StoppedError("Stopped as it was told to.")
+        assert self.engine is not None  # it has what is waited for
         items = self.engine.finished()
         self.waiting -= len(items)
         self._write(items)

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.flags and (options.run is not _run or options.server):
         parser.error(f"unknown: {' '.join(options.flags)} (flags of vLLM go with a model in process)")
     try:
-        return options.run(options)
+        status: int = options.run(options)
+        return status
     except StoppedError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return STOPPED_EARLY
@@ -98,6 +99,7 @@ class Progress:
         self.quiet, self.terminal, self.said = quiet, sys.stderr.isatty(), time.monotonic()
 
     def __call__(self, counts: Counts) -> None:
+        """Show these, unless the last ones are too fresh."""
         now = time.monotonic()
         if self.quiet or now - self.said < (0.5 if self.terminal else 10):
             return
@@ -108,6 +110,7 @@ class Progress:
             print(describe(counts), file=sys.stderr, flush=True)
 
     def end(self) -> None:
+        """Take the line off the terminal."""
         if self.terminal and self.said:
             print(f"\r{'':<100}", end="\r", file=sys.stderr, flush=True)
 
@@ -133,7 +136,7 @@ def _duration(seconds: float) -> str:
 class _Stop:
     """SIGTERM, SIGHUP and the first Ctrl-C end the run when what is answered is written; at once while a model loads."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.event, self.loading = threading.Event(), False
 
     def told(self, number: int, _: object) -> None:
@@ -152,7 +155,7 @@ class _Stop:
 
 
 @contextmanager
-def _stopping():
+def _stopping() -> Iterator[_Stop]:
     stop = _Stop()
     before = {one: signal.signal(one, stop.told) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:

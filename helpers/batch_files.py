@@ -7,7 +7,7 @@ the others are read all the same.
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -77,7 +77,7 @@ class Input:
             raise InputError(f"{path} is empty. Put a request on each line.")
 
     def digest(self, size: int | None = None) -> str:
-        """SHA-256 of the file, or of its first `size` bytes."""
+        """SHA-256 of the file, or of its first `size` bytes, in hexadecimal digits."""
         sha, left = hashlib.sha256(), self.bytes if size is None else size
         with open(self.path, "rb") as file:
             while left > 0 and (chunk := file.read(min(MIB, left))):
@@ -86,13 +86,14 @@ class Input:
         return sha.hexdigest()
 
     def read(self) -> Iterator[Request | LineError]:
-        """Every line that is not blank, in order."""
-        records, make = {
+        """Every line that is not blank, in order: a request, or what is wrong with it."""
+        forms: dict[str, tuple[Callable[[], Iterator[tuple[int, Any]]], Callable[[int, Any], Request]]] = {
             "jsonl": (self._lines, self._of_json),
             "txt": (self._lines, self._of_text),
             "csv": (self._rows_of_csv, self._of_row),
             "parquet": (self._rows_of_parquet, self._of_row),
-        }[self.format]
+        }
+        records, make = forms[self.format]
         for line, record in records():
             try:
                 yield make(line, record)
@@ -226,6 +227,7 @@ def _problem_of(data: dict[str, Any]) -> str:
 
 
 def parse(text: str) -> Any:
+    """What a line of JSON holds. Raises LineError for one that holds none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -37,15 +37,17 @@ class Counts:
 
     @property
     def left(self) -> int:
+        """Lines that have neither an answer nor an error yet."""
         return self.lines - self.before - self.answered - self.errors
 
     @property
     def tokens_per_second(self) -> float:
+        """Output tokens a second of this run, 0 before it has begun."""
         return self.output_tokens / self.seconds if self.seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """By this run's pace; None before anything is done."""
+        """Seconds until the last line, by this run's pace; None before anything is done."""
         done = self.answered + self.errors
         return self.left * self.seconds / done if done else None
 
@@ -58,6 +60,7 @@ class Shard:
     count: int = 1
 
     def has(self, line: int) -> bool:
+        """Whether this line, counted from 1, is one of its own."""
         return (line - 1) % self.count == self.index
 
     def part_of(self, output: Path) -> Path:
@@ -112,6 +115,7 @@ class Job:
             )
 
     def add_run(self) -> None:
+        """Enter a run of this process, on this host, into the manifest."""
         who = {"host": socket.gethostname(), "pid": os.getpid(), "python": platform.python_version()}
         self.manifest["runs"].append({"began": _now(), **who})
 

@@ -37,6 +37,7 @@ def questions(count: int, *, seed: int = 0) -> list[str]:
 
 
 def conversation(question: str) -> list[dict[str, str]]:
+    """The messages of a chat that begins with this question."""
     return [{"role": "user", "content": question}]
 
 
@@ -49,12 +50,13 @@ def as_requests(asked: Sequence[str], **body: Any) -> list[dict[str, Any]]:
 
 
 def write_jsonl(path: Path | str, lines: Sequence[Any]) -> None:
+    """Write each of these as a line of JSON, in place of what the file held."""
     Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @dataclass
 class Timed:
-    """Answers and how long they took: `tokens` of each answer, its end mark included."""
+    """Answers and the `seconds` that all of them took: `tokens` of each answer, its end mark included."""
 
     name: str
     texts: list[str]
@@ -63,6 +65,7 @@ class Timed:
 
     @property
     def tokens_per_second(self) -> float:
+        """Output tokens of all answers, a second."""
         return sum(self.tokens) / self.seconds
 
 
@@ -74,14 +77,15 @@ class Transformers:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging as words
 
-        words.set_verbosity_error()
-        words.disable_progress_bar()
+        words.set_verbosity_error()  # type: ignore[no-untyped-call]  # has no types
+        words.disable_progress_bar()  # type: ignore[no-untyped-call]  # has no types
         if threads:
             torch.set_num_threads(threads)
         self.torch, device = torch, "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")  # one class of many
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(device)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+        self.model.to(device)  # type: ignore[arg-type]  # transformers wraps it, and loses what it takes
 
     def answer(self, asked: Sequence[str], *, at_once: int = 1, max_tokens: int = MAX_TOKENS) -> Timed:
         """Greedy answers, `at_once` in a fixed batch: all of it waits until the longest of its answers is done."""
@@ -96,7 +100,9 @@ class Transformers:
 
     def as_text(self, question: str) -> str:
         """The question in the model's chat template."""
-        return self.tokenizer.apply_chat_template(conversation(question), add_generation_prompt=True, tokenize=False)
+        asked = conversation(question)
+        text: str = self.tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        return text
 
     def _generate(self, asked: Sequence[str], max_tokens: int) -> Iterator[list[int]]:
         """The tokens of each answer up to its end mark."""
@@ -151,7 +157,7 @@ def generate_with(llm: "vllm.LLM", prompts: Sequence[str], *, max_tokens: int = 
     return _timed(llm.generate, list(prompts), "LLM.generate", max_tokens)
 
 
-def _timed(call: Callable[..., list], prompts: list, name: str, max_tokens: int) -> Timed:
+def _timed(call: Callable[..., "list[vllm.RequestOutput]"], prompts: object, name: str, max_tokens: int) -> Timed:
     from vllm import SamplingParams
 
     began = time.perf_counter()
@@ -174,9 +180,10 @@ def limits(
     """Lower what the scheduler of a running engine may put into a step, as the flags of these names do for a new one.
 
     Takes an engine in this process (`prepare`); both can only be lowered, for what they were at the start has been
-    made room for.
+    made room for. Raises ValueError for more.
     """
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    client: Any = llm.llm_engine.engine_core  # in this process it has the engine itself
+    scheduler = client.engine_core.scheduler
     before = scheduler.max_num_active_reqs, scheduler.max_num_scheduled_tokens
     wanted = (max_num_seqs or before[0], max_num_batched_tokens or before[1])
     if wanted[0] > before[0] or wanted[1] > before[1]:
@@ -191,7 +198,7 @@ def limits(
 def sweep(
     llm: "vllm.LLM", asked: Sequence[str], setting: str, values: Sequence[int], *, max_tokens: int
 ) -> dict[int, Timed]:
-    """The same work with several values of `max_num_seqs` or `max_num_batched_tokens`."""
+    """The same work with several values of `max_num_seqs` or `max_num_batched_tokens`, by value. Raises as `limits`."""
     runs = {}
     for value in values:
         with limits(llm, **{setting: value}):
@@ -200,7 +207,10 @@ def sweep(
 
 
 def run_batch(requests: Path | str, output: Path | str, flags: Sequence[str] = ()) -> None:
-    """`vllm run-batch` with the small Llama, in a process of its own, as a terminal would run it."""
+    """`vllm run-batch` with the small Llama, in a process of its own, as a terminal would run it.
+
+    Raises EngineError with the end of what it printed when it fails.
+    """
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "run-batch", "-i", str(requests), "-o", str(output)]
     command += ["--model", str(MODEL_DIR), "--served-model-name", MODEL_NAME, "--enforce-eager", *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -208,7 +218,7 @@ def run_batch(requests: Path | str, output: Path | str, flags: Sequence[str] = (
         raise EngineError(f"vllm run-batch failed. {done.stderr[-500:]}")
 
 
-def kill_after(process: subprocess.Popen, output: Path | str, answers: int) -> int:
+def kill_after(process: subprocess.Popen[Any], output: Path | str, answers: int) -> int:
     """kill -9 once so many answers stand in `output`; how many whole lines it has then."""
     output = Path(output)
     while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") >= answers):

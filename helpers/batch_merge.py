@@ -22,7 +22,7 @@ def parts(output: Path) -> list[Path]:
 
 
 def missing(output: Path) -> list[str]:
-    """What is still to be done before the parts can be merged, in words; empty when nothing is."""
+    """What is still to be done before the parts can be merged, in words; empty when nothing is. Raises as `parts`."""
     states = {part.name: (read_manifest(part) or {}).get("state", "not begun") for part in parts(output)}
     return [f"{name} is {state}" for name, state in states.items() if state != COMPLETE]
 
@@ -30,7 +30,7 @@ def missing(output: Path) -> list[str]:
 def merge(output: Path) -> Counts:
     """Write all parts, which must be complete, into `output`; they stay. Raises BatchError when they do not fit together."""
     files = parts(output)
-    manifests = [read_manifest(part) for part in files]
+    manifests = [_manifest_of(part) for part in files]
     whole = _manifest_of_all(files, manifests)
     counts = Counts(whole["lines"])
     with Results(output, wait=True) as results:
@@ -49,6 +49,12 @@ def merge(output: Path) -> Counts:
         whole |= {"answered": counts.answered, "errors": counts.errors, "state": COMPLETE}
         write_whole(manifest_path(output), json.dumps(whole, indent=1) + "\n")
     return counts
+
+
+def _manifest_of(part: Path) -> dict[str, Any]:
+    if (manifest := read_manifest(part)) is None:
+        raise BatchError(f"{part} is not begun. Run its shard first.")
+    return manifest
 
 
 def _manifest_of_all(files: list[Path], manifests: list[dict[str, Any]]) -> dict[str, Any]:

@@ -44,29 +44,33 @@ class Answer:
 
     @property
     def output_tokens(self) -> int:
+        """Tokens written, as the body's `usage` counts them; 0 where it does not."""
         return (self.body.get("usage") or {}).get("completion_tokens") or 0
 
 
 def errors_path(output: Path) -> Path:
+    """answers.jsonl -> answers.errors.jsonl."""
     return output.with_suffix(f".errors{output.suffix}")
 
 
 def manifest_path(output: Path) -> Path:
+    """answers.jsonl -> answers.manifest.json."""
     return output.with_suffix(".manifest.json")
 
 
 def read_manifest(output: Path) -> dict[str, Any] | None:
     """The manifest beside this output; None where there is none. Raises OutputError for one that is damaged."""
     try:
-        return json.loads(manifest_path(output).read_text())
+        manifest: dict[str, Any] = json.loads(manifest_path(output).read_text())
     except FileNotFoundError:
         return None
     except ValueError:
         raise OutputError(f"{manifest_path(output)} is damaged. Move it and {output} away to begin anew.") from None
+    return manifest
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file whole or not at all, and on the disk before it takes its name."""
+    """Write a small file whole or not at all, and on the disk before it takes its name. Raises OutputError."""
     draft = path.with_name(f".{path.name}.draft")
     try:
         with open(draft, "w") as file:
@@ -80,7 +84,11 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class Results:
-    """The output of one run, locked against a second one, cleaned of a half-written end, and open for more."""
+    """The output of one run, locked against a second one, cleaned of a half-written end, and open for more.
+
+    `errors` counts those of this run. Raises OutputError when another run has the lock (unless told to `wait`), or the
+    file cannot be written.
+    """
 
     def __init__(self, path: Path | str, *, wait: bool = False):
         self.path = Path(path)
@@ -117,7 +125,10 @@ class Results:
             print(f"{self.path} is on a file system without locks: see to it that only one run writes it.")
 
     def recover(self, lines: int) -> bytearray:
-        """What is done: one byte for each line of an input of so many lines. A half-written end is cut off."""
+        """What is done: one byte for each line of an input of so many lines, 1 where it is. A half-written end is cut off.
+
+        Raises OutputError for a line within that is none of ours, and for two answers to the same line.
+        """
         done, good, bad = bytearray(lines + 1), 0, 0
         self._file.seek(0)
         reader = io.BufferedReader(self._file)
@@ -147,14 +158,14 @@ class Results:
         self.errors += len(lines)
 
     def forget_errors(self) -> None:
-        """Errors of earlier runs go: their lines are about to be asked again."""
+        """Errors of earlier runs go: their lines are about to be asked again. Raises OutputError."""
         try:
             self._errors = open(errors_path(self.path), "wb", buffering=0)  # noqa: SIM115 - closed by close()
         except OSError as error:
             raise _explained(error, errors_path(self.path)) from None
 
     def copy(self, files: Iterable[tuple[Path, Path]]) -> None:
-        """Instead of what is there: everything that these outputs and their errors hold."""
+        """Instead of what is there: everything that these outputs and their errors hold. Raises OutputError."""
         self.forget_errors()
         self._file.truncate(0)
         for answers, errors in files:
@@ -179,7 +190,7 @@ class Results:
             raise _explained(error, path) from None
 
     def sync(self) -> None:
-        """Onto the disk. A network file system may say only here that it is full."""
+        """Onto the disk. A network file system may say only here that it is full: raises FullError."""
         try:
             for file in filter(None, (self._file, self._errors)):
                 os.fsync(file.fileno())
@@ -187,6 +198,7 @@ class Results:
             raise _explained(error, self.path) from None
 
     def close(self) -> None:
+        """Close the files, which gives up the lock; an empty file of errors is removed."""
         for file in filter(None, (self._errors, self._file)):
             file.close()
         if self._errors is not None and not self.errors:

@@ -20,11 +20,15 @@ PATIENCE = 30  # seconds in which a server that is busy or does not answer may c
 SCHEMAS = {CHAT: "ChatCompletionRequest", COMPLETIONS: "CompletionRequest"}  # in its /openapi.json
 
 
+Done = queue.SimpleQueue[Answer | LineError | StoppedError]
+
+
 class AtServer:
     """A vLLM server, asked for `threads` answers at a time.
 
     A request that the server is too busy for (429, 5xx) is asked again for `patience` seconds. When nothing answers for
     that long the run stops: the server is gone. A request that takes longer than `timeout` is an error of its line.
+    Both are in seconds.
     """
 
     def __init__(
@@ -39,12 +43,13 @@ class AtServer:
         self.model = self.client.models.list().data[0].id
         self.room, self.threads, self.patience = 2 * threads, threads, patience
         self._known = self._fields()
-        self._todo = queue.SimpleQueue()  # (request, where its result goes), or None to end a thread
-        self._done = queue.SimpleQueue()  # Answer, LineError or StoppedError
+        self._todo: queue.SimpleQueue[tuple[Request, Done] | None] = queue.SimpleQueue()  # None ends a thread
+        self._done: Done = queue.SimpleQueue()
         for _ in range(threads):  # daemons: a run that stops does not wait for the answers it gives up
             threading.Thread(target=self._work, daemon=True).start()
 
     def describe(self) -> dict[str, Any]:
+        """For the manifest: the server's address, threads, and vLLM's version if it tells."""
         version = (self._get("version") or {}).get("version")
         return {
             "engine": "server",
@@ -54,27 +59,28 @@ class AtServer:
         }
 
     def submit(self, request: Request) -> None:
+        """Leave it to the next thread that is free. Raises LineError for a field that the server does not know."""
         check_fields(request.body, self._known.get(request.url))
         self._todo.put((request, self._done))
 
     def finished(self) -> list[Answer | LineError]:
-        items = []
+        """What is done by now, after half a second at most. Raises StoppedError when the server is gone."""
+        items: list[Answer | LineError] = []
         with suppress(queue.Empty):
-            items.append(self._done.get(timeout=0.5))
+            items.append(_unless_gone(self._done.get(timeout=0.5)))
             while True:
-                items.append(self._done.get_nowait())
-        for item in items:
-            if isinstance(item, StoppedError):
-                raise item
+                items.append(_unless_gone(self._done.get_nowait()))
         return items
 
     def abandon(self) -> None:
+        """Give up what is not finished; answers that are on their way come out nowhere."""
         with suppress(queue.Empty):
             while True:
                 self._todo.get_nowait()
         self._done = queue.SimpleQueue()  # what is in flight goes to the old one, where nobody looks
 
     def close(self) -> None:
+        """Give up everything and end the threads, each after the request it is at."""
         self.abandon()
         for _ in range(self.threads):
             self._todo.put(None)
@@ -115,6 +121,12 @@ class AtServer:
         with suppress(openai.APIError):
             return self.client.get(f"{root_of(self.client)}/{route}", cast_to=object)
         return None
+
+
+def _unless_gone(item: Answer | LineError | StoppedError) -> Answer | LineError:
+    if isinstance(item, StoppedError):
+        raise item
+    return item
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -24,7 +24,8 @@ class Survey:
 def survey(source: Input, wanted: Callable[[int], bool] = lambda line: True) -> Survey:
     """Read the file once: 16 bytes of memory a line, whatever its length.
 
-    Names are compared by a hash of 8 bytes, so a suspect may be innocent; `unique` looks at the names themselves.
+    `wanted` says of a line's number whether it counts. Names are compared by a hash of 8 bytes, so a suspect may be
+    innocent; `unique` looks at the names themselves. Raises InputError when all lines are blank.
     """
     numbers, hashes, lines, last = array("Q"), array("Q"), 0, 0
     for item in source.read():

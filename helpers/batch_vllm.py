@@ -46,12 +46,16 @@ class InProcess:
 
         config = llm.llm_engine.vllm_config
         names = config.model_config.served_model_name
-        self.llm, self.engine, self.flags = llm, llm.llm_engine, list(flags)
-        self.model, self._dead = names[0] if isinstance(names, list) else names, EngineDeadError
+        self.llm, self.engine, self.flags, self._dead = llm, llm.llm_engine, list(flags), EngineDeadError
+        self.model: str = names[0] if isinstance(names, list) else names or config.model_config.model
         self.room = 2 * config.scheduler_config.max_num_seqs  # as many waiting as running: none of the seats gets cold
-        self._seed, self._asked = config.model_config.seed, {}
+        self._seed = config.model_config.seed
+        self._asked: dict[str, tuple[Request, Any]] = {}  # what vLLM has, by its request_id
         self._defaults = config.model_config.get_diff_sampling_param()  # what the model's generation_config.json says
-        self._types = {True: ChatCompletionRequest, False: CompletionRequest}
+        self._types: dict[bool, type[ChatCompletionRequest | CompletionRequest]] = {
+            True: ChatCompletionRequest,
+            False: CompletionRequest,
+        }
         self._known = {chat: frozenset(kind.model_fields) for chat, kind in self._types.items()}
 
     @classmethod
@@ -64,7 +68,8 @@ class InProcess:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         ours = SMALL_MODEL_FLAGS if Path(model).resolve() == MODEL_DIR else ["--served-model-name", Path(model).name]
-        parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="flags of vLLM"))
+        parser = FlexibleArgumentParser(prog="flags of vLLM")  # type: ignore[no-untyped-call]  # has no types
+        parser = EngineArgs.add_cli_args(parser)
         parsed = parser.parse_args(["--model", str(model), *ours, *flags])
         try:
             given, usual = EngineArgs.from_cli_args(parsed), EngineArgs(model=str(model))
@@ -77,9 +82,11 @@ class InProcess:
             raise EngineError(f"vLLM does not start with {model}: {error} Its messages above say more.") from error
 
     def describe(self) -> dict[str, Any]:
+        """For the manifest: vLLM's flags, the engine's seed, and versions."""
         return {"engine": "in process", "flags": self.flags, "seed": self._seed, "versions": _versions()}
 
     def submit(self, request: Request) -> None:
+        """Hand a request to the engine. Raises LineError when vLLM refuses it, StoppedError when the engine has died."""
         chat = request.url == CHAT
         check_fields(request.body, self._known[chat])
         if beyond := sorted(name for name in ONLY_A_SERVER if request.body.get(name)):
@@ -130,11 +137,14 @@ class InProcess:
         return get_max_tokens(length, wanted, len(prompt["prompt_token_ids"]), self._defaults)
 
     def finished(self) -> list[Answer | LineError]:
+        """One step of the engine, and those that it finished. Raises StoppedError when the engine has died."""
+        from vllm import RequestOutput
+
         try:
-            outputs = [output for output in self.engine.step() if output.finished]
+            outputs = [one for one in self.engine.step() if isinstance(one, RequestOutput) and one.finished]
         except self._dead:
             raise StoppedError(DEAD) from None
-        done = []
+        done: list[Answer | LineError] = []
         for output in outputs:
             if output.request_id not in self._asked:  # of a run that was given up
                 continue
@@ -148,10 +158,12 @@ class InProcess:
         return done
 
     def abandon(self) -> None:
+        """Take what is not finished out of the engine."""
         self.engine.abort_request(list(self._asked))
         self._asked.clear()
 
     def close(self) -> None:
+        """End the engine and the processes it started."""
         self.engine.engine_core.shutdown(timeout=15)  # else vLLM kills its own children at once
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep, strftime
+from typing import Any
 
 from openai import OpenAI
 
@@ -34,8 +35,10 @@ from helpers.keeper import SET_CHILD_SUBREAPER, prctl
 from helpers.metrics import Snapshot, snapshot
 
 #: What is kept of a result of `vllm bench serve`.
-KEPT = ("duration", "completed", "failed", "total_input_tokens", "total_output_tokens", "request_throughput")
-KEPT += ("output_throughput", "total_token_throughput")
+KEPT = (
+    "duration", "completed", "failed", "total_input_tokens", "total_output_tokens", "request_throughput",
+    "output_throughput", "total_token_throughput",
+)  # fmt: skip
 TIMES = [f"{how}_{what}_ms" for what in ("ttft", "tpot", "itl", "e2el") for how in ("mean", "median", "p99")]
 
 
@@ -88,11 +91,13 @@ def run(matrix: Matrix, folder: Path, say: Callable[[str], None] = print) -> lis
     return failures
 
 
-def _on_gpus(row: Row, machine: dict) -> Row:
+def _on_gpus(row: Row, machine: dict[str, Any]) -> Row:
     return replace(row, gpus=placed(row, machine))
 
 
-def _measure(start: Start, matrix: Matrix, store: Store, client: Client, scratch: Path, say) -> list[str]:
+def _measure(
+    start: Start, matrix: Matrix, store: Store, client: Client, scratch: Path, say: Callable[[str], None]
+) -> list[str]:
     """One start: all servers up, their measurements, all servers down. Returns what failed."""
     failures: dict[Row, str] = {}
     servers: list[RowServer] = []
@@ -127,7 +132,7 @@ def _measure(start: Start, matrix: Matrix, store: Store, client: Client, scratch
     return list(failures.values())
 
 
-def _ready(servers: list[RowServer], seconds: float, fail) -> Iterator[RowServer]:
+def _ready(servers: list[RowServer], seconds: float, fail: Callable[[Row, WorkshopError], None]) -> Iterator[RowServer]:
     """Each server when it has got ready; `fail` is told of those that end first, or take longer than so many seconds."""
     waiting, deadline = list(servers), monotonic() + seconds
     while waiting:
@@ -146,7 +151,7 @@ def _ready(servers: list[RowServer], seconds: float, fail) -> Iterator[RowServer
         sleep(0.2)
 
 
-def measure(server: RowServer, cell: Cell, client: Client, timeout: float = 900) -> dict:
+def measure(server: RowServer, cell: Cell, client: Client, timeout: float = 900) -> dict[str, Any]:
     """One measurement: what `vllm bench serve` found, and what the server's metrics say of prefix hits and preemptions.
 
     Raises RowError when the server has ended, ClientError when the benchmark fails or takes longer than so many seconds.
@@ -165,8 +170,11 @@ def measure(server: RowServer, cell: Cell, client: Client, timeout: float = 900)
     return kept(found, before, _counters(asking))
 
 
-def kept(found: dict, before: Snapshot | None, after: Snapshot | None) -> dict:
-    """What of a benchmark's result is kept, rounded to what it is worth; tokens and tokens/s, times in ms."""
+def kept(found: dict[str, Any], before: Snapshot | None, after: Snapshot | None) -> dict[str, Any]:
+    """What of a benchmark's result is kept, rounded to six digits: tokens, tokens/s and requests/s; times in ms.
+
+    `before` and `after` are the server's metrics, for the tokens found in its prefix cache and its preemptions meanwhile.
+    """
     numbers = {name: found[name] for name in (*KEPT, *TIMES) if isinstance(found.get(name), int | float)}
     rounded = {name: number if isinstance(number, int) else float(f"{number:.6g}") for name, number in numbers.items()}
     if before and after:
@@ -198,7 +206,7 @@ def bench_flags(server: RowServer, cell: Cell) -> list[str]:
     ]
 
 
-def _told(cell: Cell, found: dict) -> str:
+def _told(cell: Cell, found: dict[str, Any]) -> str:
     load = f"{cell.concurrency} at once, {cell.input_len} in, {cell.output_len} out, repeat {cell.repeat}"
     times = f"TTFT {found['median_ttft_ms']:.0f} ms, TPOT {found['median_tpot_ms']:.2f} ms"
     lost = f", {found['failed']} FAILED" if found.get("failed") else ""

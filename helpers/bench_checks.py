@@ -1,13 +1,14 @@
 """What of a matrix cannot be measured on this machine, said before anything is started."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from helpers.activations import batch_limits
 from helpers.bench_machine import gpu_of
 from helpers.bench_matrix import Matrix, MatrixError, Row
 from helpers.calibration import gpu_parts
 from helpers.deployments import memory_flags
-from helpers.fields import ConfigError
+from helpers.fields import ConfigError, flag_number
 from helpers.hardware import GIB, GPU
 from helpers.kv_cache import kv_blocks
 from helpers.layout import check_layout
@@ -22,7 +23,7 @@ CACHE_FLAG = "kv-cache-memory-bytes"
 OUTSIDE = int(1.8 * GIB)
 
 
-def refusals(matrix: Matrix, machine: dict) -> list[str]:
+def refusals(matrix: Matrix, machine: dict[str, Any]) -> list[str]:
     """A sentence for each row that cannot run on a machine with these facts, and for rows that do not fit side by side."""
     said = []
     for row in matrix.rows:
@@ -36,21 +37,24 @@ def refusals(matrix: Matrix, machine: dict) -> list[str]:
     return said
 
 
-def placed(row: Row, machine: dict) -> tuple[int, ...]:
+def placed(row: Row, machine: dict[str, Any]) -> tuple[int, ...]:
     """The GPUs of a row: those it names, else the first; none on a CPU."""
     return (row.gpus or tuple(range(row.ranks))) if machine["gpus"] else ()
 
 
 def gpu_bytes(row: Row, shape: ModelConfig, gpu: GPU) -> int:
-    """What a row's server takes of its fullest GPU: a share of it, or with a cache of a set size the sum of its parts."""
+    """Bytes a row's server takes of its fullest GPU: a share of it, or with a cache of a set size the sum of its parts.
+
+    Raises LayoutError when vLLM cannot cut the model so, ConfigError for a flag whose number is none.
+    """
     cache = row.flag(CACHE_FLAG)
     if cache is None:
-        return int(float(row.flag("gpu-memory-utilization") or 0.92) * gpu.memory_bytes)
+        return int(memory_flags(row.flags).get("gpu_memory_utilization", 0.92) * gpu.memory_bytes)
     left = min(part["kv_cache"] + part["missing"] for part in _parts(row, shape, gpu))
-    return gpu.memory_bytes - left + int(cache) + OUTSIDE
+    return gpu.memory_bytes - left + flag_number(f"--{CACHE_FLAG}", cache) + OUTSIDE
 
 
-def _faults(row: Row, machine: dict) -> list[str]:
+def _faults(row: Row, machine: dict[str, Any]) -> list[str]:
     if row.ranks % row.nodes:
         return [f"{row.ranks} ranks cannot be shared evenly by {row.nodes} nodes; change tp, pp, dp or nodes."]
     here = len(machine["gpus"]) or machine["cores"]
@@ -60,9 +64,9 @@ def _faults(row: Row, machine: dict) -> list[str]:
     gpus = placed(row, machine)
     if gpus and (len(gpus) != row.ranks or len(set(gpus)) != row.ranks or max(gpus) >= here):
         return [f"gpus names {list(row.gpus)}; {row.layout} takes {row.ranks} different ones of 0 to {here - 1}."]
-    most = row.flag("max-model-len") or row.config_fields.get("max_position_embeddings")
+    most = memory_flags(row.flags).get("max_model_len") or row.config_fields.get("max_position_embeddings")
     longest = max(sum(pair) for pair in row.lengths)
-    if most and str(most).isdecimal() and longest > int(most):
+    if isinstance(most, int) and longest > most:
         return [f"its longest request has {longest} tokens and the server takes {most}; raise --max-model-len."]
     shape, gpu = row.shape, gpu_of(machine)
     if shape is None:
@@ -72,7 +76,8 @@ def _faults(row: Row, machine: dict) -> list[str]:
 
 
 def _memory_faults(row: Row, shape: ModelConfig, gpu: GPU) -> list[str]:
-    if row.flag(CACHE_FLAG) is None:
+    given = row.flag(CACHE_FLAG)
+    if given is None:
         planned = plan(shape, gpu=gpu, tp=row.tp, pp=row.pp, dp=row.dp, **memory_flags(row.flags))
         return [] if planned.fits else [planned.reason]
     need = gpu_bytes(row, shape, gpu)
@@ -80,8 +85,8 @@ def _memory_faults(row: Row, shape: ModelConfig, gpu: GPU) -> list[str]:
         return [
             f"with its cache it takes {need / GIB:.1f} GiB of a GPU's {gpu.memory_bytes / GIB:.1f}; lower --{CACHE_FLAG}."
         ]
-    cache = {"tp": row.tp, "pp": row.pp, "dtype": row.flag("kv-cache-dtype") or "auto"}
-    tokens = 16 * kv_blocks(shape, [int(row.flag(CACHE_FLAG))] * row.pp, **cache)
+    dtype = row.flag("kv-cache-dtype") or "auto"
+    tokens = 16 * kv_blocks(shape, flag_number(f"--{CACHE_FLAG}", given), tp=row.tp, pp=row.pp, dtype=dtype)
     wanted = max(sum(pair) for pair in row.lengths) * max(row.concurrencies) // row.dp
     if tokens < wanted:
         return [f"its cache holds {tokens:,} tokens and its load needs {wanted:,} at once; raise --{CACHE_FLAG}."]

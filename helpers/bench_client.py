@@ -15,6 +15,7 @@ import sys
 import threading
 from pathlib import Path
 from queue import Empty, Queue
+from typing import IO, Any
 
 from helpers import keeper
 from helpers.errors import WorkshopError
@@ -40,18 +41,23 @@ class Client:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
                 preexec_fn=lambda: keeper.prctl(keeper.SET_PDEATHSIG, signal.SIGKILL),
             )  # fmt: skip
+        assert self.process.stdin and self.process.stdout  # they are pipes
+        self._jobs, said = self.process.stdin, self.process.stdout
         self._answers: Queue[str | None] = Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._read, args=(said,), daemon=True).start()
         self._is_ready = False
 
-    def measure(self, flags: list[str], key: str, timeout: float) -> dict:
-        """What one run of `vllm bench serve` with these flags found. Raises ClientError when it fails or takes longer."""
+    def measure(self, flags: list[str], key: str, timeout: float) -> dict[str, Any]:
+        """What one run of `vllm bench serve` with these flags found.
+
+        `key` is the server's API key. Raises ClientError when it fails, or takes longer than `timeout` seconds.
+        """
         if not self._is_ready:
             self._answer(IMPORT_TIMEOUT, "vLLM was not imported")
             self._is_ready = True
         try:
-            self.process.stdin.write(json.dumps({"flags": flags, "key": key}) + "\n")
-            self.process.stdin.flush()
+            self._jobs.write(json.dumps({"flags": flags, "key": key}) + "\n")
+            self._jobs.flush()
         except OSError:
             raise ClientError(f"The benchmark's process has ended; its log: {self.log}") from None
         result = self._answer(timeout, "the measurement did not end")
@@ -60,22 +66,24 @@ class Client:
         return result
 
     def close(self) -> None:
+        """Kill the process, whatever it is at."""
         self.process.kill()
         self.process.wait()
 
-    def _read(self) -> None:
-        for line in self.process.stdout:
+    def _read(self, said: IO[str]) -> None:
+        for line in said:
             self._answers.put(line)
         self._answers.put(None)
 
-    def _answer(self, seconds: float, otherwise: str) -> dict:
+    def _answer(self, seconds: float, otherwise: str) -> dict[str, Any]:
         try:
             line = self._answers.get(timeout=seconds)
         except Empty:
             raise ClientError(f"After {seconds:.0f} s {otherwise}; the benchmark's log: {self.log}") from None
         if line is None:
             raise ClientError(f"The benchmark's process ended; its log: {self.log}")
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 def serve() -> None:
@@ -85,7 +93,7 @@ def serve() -> None:
     from vllm.benchmarks import serve as benchmark
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = FlexibleArgumentParser(prog="vllm bench serve")
+    parser = FlexibleArgumentParser(prog="vllm bench serve")  # type: ignore[no-untyped-call]  # has no types
     benchmark.add_cli_args(parser)
     print("{}", file=answers, flush=True)
     for line in sys.stdin:

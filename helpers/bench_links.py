@@ -11,7 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any
 
 from helpers import bench_machine, keeper
 from helpers.errors import WorkshopError
@@ -42,18 +45,22 @@ def matrices(config: ModelConfig, tp: int) -> dict[str, tuple[int, int]]:
     }
 
 
-def matrix_seconds(found: dict, config: ModelConfig) -> float:
-    """Seconds of all matrix-vector products of one token, at the speeds a file of this module holds; the head's at that
-    of the fastest."""
+def matrix_seconds(found: dict[str, Any], config: ModelConfig) -> float:
+    """Seconds of all matrix-vector products of one token, by the bytes a second that a file of this module holds.
+
+    The head's are read at the speed of the fastest of a layer's.
+    """
     speeds, tp = found["bytes_per_second"], found["ranks"]
     layer = sum(2 * outputs * inputs / speeds[name] for name, (outputs, inputs) in matrices(config, tp).items())
     head = 2 * config.vocab_size * config.hidden_size / tp / max(speeds[name] for name in matrices(config, tp))
-    return config.num_hidden_layers * layer + head
+    seconds: float = config.num_hidden_layers * layer + head
+    return seconds
 
 
-def reading(device: str, size: int, shapes: dict[str, tuple[int, int]]) -> dict:
+def reading(device: str, size: int, shapes: dict[str, tuple[int, int]]) -> dict[str, float]:
     """Bytes a second read from memory: by a sum over `size` bytes, and by a product of one vector with each shape.
 
+    `shapes` are (outputs, inputs) of matrices in BF16, by name.
     A product goes through as many different matrices as fill `size`, so that no cache holds the next one.
     """
     import torch
@@ -66,7 +73,7 @@ def reading(device: str, size: int, shapes: dict[str, tuple[int, int]]) -> dict:
         weights = [torch.randn(outputs, inputs, dtype=torch.bfloat16, device=device) for _ in range(count)]
         vector = torch.randn(1, inputs, dtype=torch.bfloat16, device=device)
 
-        def products(weights=weights, vector=vector) -> None:
+        def products(weights: list[torch.Tensor] = weights, vector: torch.Tensor = vector) -> None:
             for weight in weights:
                 torch.nn.functional.linear(vector, weight)
 
@@ -75,16 +82,20 @@ def reading(device: str, size: int, shapes: dict[str, tuple[int, int]]) -> dict:
 
 
 def talking(ranks: int, sizes: tuple[int, ...] = SIZES, environment: dict[str, str] | None = None) -> dict[str, float]:
-    """Seconds of an all-reduce among so many ranks, by its bytes: the median of 20 timings."""
+    """Seconds of an all-reduce among so many ranks, by its bytes: the median of 20 timings.
+
+    `environment` holds for the ranks, SOCKETS for one. Raises LinkError when they do not finish.
+    """
     import torch
-    import torch.multiprocessing as processes
+    from torch import multiprocessing as processes
 
     device = "cuda" if torch.cuda.device_count() >= ranks else "cpu"
-    answers = processes.get_context("spawn").SimpleQueue()
+    answers: SimpleQueue[dict[str, float]] = processes.get_context("spawn").SimpleQueue()
     before = os.environ.copy()
     os.environ.update(environment or {})
     try:
-        processes.spawn(_rank, (ranks, keeper.free_port(), device, sizes, answers), nprocs=ranks)
+        given = (ranks, keeper.free_port(), device, sizes, answers)
+        processes.spawn(_rank, given, nprocs=ranks)  # type: ignore[attr-defined, no-untyped-call]  # torch's own
     except Exception as error:
         raise LinkError(f"The ranks did not finish an all-reduce: {str(error).strip().splitlines()[-1]}") from None
     finally:
@@ -93,7 +104,9 @@ def talking(ranks: int, sizes: tuple[int, ...] = SIZES, environment: dict[str, s
     return answers.get()
 
 
-def _rank(rank: int, ranks: int, port: int, device: str, sizes: tuple[int, ...], answers) -> None:
+def _rank(
+    rank: int, ranks: int, port: int, device: str, sizes: tuple[int, ...], answers: SimpleQueue[dict[str, float]]
+) -> None:
     import torch
     import torch.distributed as dist
 
@@ -107,7 +120,7 @@ def _rank(rank: int, ranks: int, port: int, device: str, sizes: tuple[int, ...],
         times = []
         for _ in range(23):
             dist.barrier()
-            times.append(_once(lambda numbers=numbers: dist.all_reduce(numbers), device, 10 if size < 2**23 else 2))
+            times.append(_once(partial(dist.all_reduce, numbers), device, 10 if size < 2**23 else 2))
         found[str(size)] = sorted(times[3:])[10]
     if rank == 0:
         answers.put(found)
@@ -138,7 +151,7 @@ def _seconds(work: Callable[[], object], device: str) -> float:
 def _once(work: Callable[[], object], device: str, times: int) -> float:
     import torch
 
-    wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
+    wait: Callable[[], None] = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
     wait()
     began = time.perf_counter()
     for _ in range(times):
@@ -148,7 +161,7 @@ def _once(work: Callable[[], object], device: str, times: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command: measures and writes a JSON file."""
+    """Runs the command: measures and writes a JSON file. Returns 0, or 2 with a sentence when that cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m helpers.bench_links", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="llama-3.1-70b", help="whose matrices are read (default: %(default)s)")

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict
+from typing import Any
 
 from helpers.server_log import read_log
 
@@ -15,7 +16,7 @@ _BACKEND = re.compile(r"Using (\w+) (?:attention )?backend")
 _KEPT = ("device", "kv_cache_tokens", "max_concurrency", "available_kv_gib", "model_loading_gib", "cuda_graphs_gib")
 
 
-def figures(log: str) -> dict:
+def figures(log: str) -> dict[str, Any]:
     """What a log says, without what it does not.
 
     Of the memory: device, kv_cache_tokens (of one replica), max_concurrency, and lists in GiB, a figure for each line

@@ -10,6 +10,7 @@ import subprocess
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from helpers.errors import WorkshopError
 from helpers.hardware import GPU, HardwareError, get_gpu
@@ -26,29 +27,30 @@ class MachineError(WorkshopError):
 
 
 @cache
-def facts(with_vllm: bool = True) -> dict:
+def facts(with_vllm: bool = True) -> dict[str, Any]:
     """This machine: id, name, gpus, driver, topology (as `nvidia-smi topo -m` draws it), processor, versions, settings.
 
     `id` is a hash of all that makes a difference, with the host's name and the GPUs' serial numbers among it: they
     identify the machine and are not kept. Raises MachineError where there is no vLLM, unless it is not asked for.
     """
     gpus, versions = _gpus(), _versions(with_vllm)
+    names, cores = [gpu["name"] for gpu in gpus], len(os.sched_getaffinity(0))
     shown = {
-        "gpus": [gpu["name"] for gpu in gpus],
+        "gpus": names,
         "gpu_memory_mib": [int(gpu["memory_mib"]) for gpu in gpus],
         "driver": gpus[0]["driver"] if gpus else None,
         "topology": _topology() if gpus else None,
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores,
         "versions": versions,
         "settings": {name: value for name, value in sorted(os.environ.items()) if _counts(name, value)},
     }
     hidden = [socket.gethostname(), *(gpu["uuid"] for gpu in gpus)]
     mark = hashlib.sha256(json.dumps([shown, hidden], sort_keys=True).encode()).hexdigest()[:8]
-    return {"id": mark, "name": _name(shown["gpus"], shown["cores"]), **shown}
+    return {"id": mark, "name": _name(names, cores), **shown}
 
 
-def gpu_of(machine: dict) -> GPU | None:
+def gpu_of(machine: dict[str, Any]) -> GPU | None:
     """The GPU that helpers.hardware knows for a machine's facts; None on a CPU, and for a GPU it does not know."""
     try:
         return get_gpu(machine["gpus"][0]) if machine["gpus"] else None
@@ -64,7 +66,7 @@ def _name(gpus: list[str], cores: int) -> str:
     return f"{len(gpus)}x-{gpus[0].replace(' ', '-')}" if gpus else f"cpu-{cores}-cores"
 
 
-def _gpus() -> list[dict]:
+def _gpus() -> list[dict[str, str]]:
     said = _said("nvidia-smi", f"--query-gpu={','.join(ASKED)}", "--format=csv,noheader,nounits")
     lines = [[word.strip() for word in line.split(",")] for line in said.splitlines()]
     found = [dict(zip(ASKED.values(), words, strict=True)) for words in lines if len(words) == len(ASKED)]

@@ -21,6 +21,7 @@ import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from helpers.errors import WorkshopError
 from helpers.fields import ConfigError
@@ -53,6 +54,7 @@ class Cell:
 
     @property
     def load(self) -> tuple[int, int, int]:
+        """(tokens in, tokens out, requests in flight): what makes measurements comparable."""
         return self.input_len, self.output_len, self.concurrency
 
 
@@ -72,8 +74,8 @@ class Row:
     nodes: int = 1
     gpus: tuple[int, ...] = ()
     flags: tuple[str, ...] = ()
-    env: dict = field(default_factory=dict)
-    config: dict = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     concurrencies: tuple[int, ...] = (1, 16)
     lengths: tuple[tuple[int, int], ...] = ((512, 128),)
     repeats: int = 1
@@ -98,16 +100,17 @@ class Row:
         return None if self.model in catalogue() else Path(self.model).expanduser()
 
     @cached_property
-    def config_fields(self) -> dict:
+    def config_fields(self) -> dict[str, Any]:
         """The config.json that is served. Raises MatrixError when there is none."""
         file = (self.folder or CATALOGUE) / ("config.json" if self.folder else f"{self.model}.json")
         try:
-            return json.loads(file.read_text()) | self.config
+            fields: dict[str, Any] = json.loads(file.read_text()) | self.config
         except (OSError, ValueError):
             known = ", ".join(catalogue())
             raise MatrixError(
                 f'Row {self.name}: no model {self.model!r}. Name "tiny", a folder that holds config.json, or a shape: {known}.'
             ) from None
+        return fields
 
     @property
     def shape(self) -> ModelConfig | None:
@@ -116,7 +119,10 @@ class Row:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for the same server: model, layout, GPUs, flags and environment; the name and the load do not count."""
+        """The same for the same server: model, layout, GPUs, flags and environment; the name and the load do not count.
+
+        Raises MatrixError when there is no such model.
+        """
         what = {name: getattr(self, name) for name in ("tp", "pp", "dp", "nodes", "gpus", "flags", "env")}
         what |= {"config": self.config_fields, "weights": self.folder is not None}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
@@ -158,8 +164,8 @@ def read(path: str | Path) -> Matrix:
     return parse(data, path.name)
 
 
-def parse(data: dict, where: str = "the matrix") -> Matrix:
-    """As read(), from what a TOML file holds."""
+def parse(data: dict[str, Any], where: str = "the matrix") -> Matrix:
+    """As read(), from what a TOML file holds; errors name it as `where`. Raises MatrixError."""
     data = dict(data)
     rows, common = data.pop("rows", []), data.pop("common", {})
     load = {name: data.pop(name) for name in ("concurrencies", "lengths", "repeats", "rounds") if name in data}
@@ -178,7 +184,7 @@ def parse(data: dict, where: str = "the matrix") -> Matrix:
     return matrix
 
 
-def shape_of(config: dict, name: str, flags: tuple[str, ...] | list[str] = ()) -> ModelConfig | None:
+def shape_of(config: dict[str, Any], name: str, flags: tuple[str, ...] | list[str] = ()) -> ModelConfig | None:
     """The ModelConfig of a config.json's fields as served with these flags, None where the arithmetic does not know it."""
     try:
         shape = ModelConfig.from_dict(config, Path(name).name)
@@ -198,7 +204,7 @@ def flag_value(flags: tuple[str, ...] | list[str], name: str) -> str | None:
     return found
 
 
-def _merged(common: dict, row: dict) -> dict:
+def _merged(common: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """A row on top of what all have: its flags come after theirs, its tables are joined to theirs."""
     merged = common | row
     for name in ("env", "config"):
@@ -207,7 +213,7 @@ def _merged(common: dict, row: dict) -> dict:
     return merged
 
 
-def _row(data: dict, where: str) -> Row:
+def _row(data: dict[str, Any], where: str) -> Row:
     _known(data, {item.name for item in fields(Row)}, where)
     for name in ("name", "model"):
         if not isinstance(data.get(name), str) or not data[name]:
@@ -227,9 +233,9 @@ def _row(data: dict, where: str) -> Row:
             _whole(where, "lengths", number)
     flags = tuple(str(flag) for flag in data["flags"])
     for flag in flags:
-        if name := LAYOUT.get(flag.partition("=")[0].removeprefix("--")) or SHORT.get(flag):
+        if size := LAYOUT.get(flag.partition("=")[0].removeprefix("--")) or SHORT.get(flag):
             raise MatrixError(
-                f"{where}: {flag} is among the flags; set {name} of the row, so that the layout can be checked."
+                f"{where}: {flag} is among the flags; set {size} of the row, so that the layout can be checked."
             )
     env = {name: str(value) for name, value in data["env"].items()}
     sequences = {
@@ -239,7 +245,7 @@ def _row(data: dict, where: str) -> Row:
     return Row(**(data | sequences))
 
 
-def _known(data: dict, names: set[str], where: str) -> None:
+def _known(data: dict[str, Any], names: set[str], where: str) -> None:
     for name in data:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
@@ -252,7 +258,7 @@ def _whole(where: str, name: str, value: object) -> None:
         raise MatrixError(f"{where}: {name} holds {value!r}; it must be a whole number above 0.")
 
 
-def described(row: Row) -> dict:
+def described(row: Row) -> dict[str, Any]:
     """A row as the results keep it: all that its fingerprint stands for, and its config.json."""
     kept = asdict(replace(row, concurrencies=(), lengths=()))
     for name in ("concurrencies", "lengths", "repeats", "rounds", "config"):

@@ -121,7 +121,7 @@ def _table(group: pd.DataFrame) -> str:
     """A line for each server; for each number of requests the median with lowest to highest."""
     loads, rows = sorted(group["concurrency"].unique()), []
     for name, cells in group.groupby("row", sort=False):
-        words = [html.escape(name)]
+        words = [html.escape(str(name))]
         for load in loads:
             cell = cells[cells["concurrency"] == load]
             spread = [f"{c.tokens_per_second:,.0f} ({c.lowest:,.0f}–{c.highest:,.0f})" for c in cell.itertuples()]
@@ -136,7 +136,7 @@ def _image(figure: Figure) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<p><img alt="{html.escape(figure.get_label())}" src="data:image/png;base64,{data}"></p>'
+    return f'<p><img alt="{html.escape(str(figure.get_label()))}" src="data:image/png;base64,{data}"></p>'
 
 
 def _failures(results: Results) -> str:

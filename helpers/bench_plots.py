@@ -2,8 +2,11 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from helpers import plots
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
@@ -27,10 +30,10 @@ def speeds(table: pd.DataFrame, title: str) -> Figure:
         axis.axis("off")
     axes[0][0].invert_yaxis()
     has_bound = table["bound"].notna().any()
-    handles = [plt.Rectangle((0, 0), 1, 1, color=BLUE), plt.Line2D([], [], color="black", linewidth=1.5)]
+    handles = [Rectangle((0, 0), 1, 1, color=BLUE), Line2D([], [], color="black", linewidth=1.5)]
     names = ["measured, median", "lowest to highest"]
     if has_bound:
-        handles.append(plt.Rectangle((0, 0), 1, 1, color=GREY, alpha=0.4))
+        handles.append(Rectangle((0, 0), 1, 1, color=GREY, alpha=0.4))
         names.append("bound of memory and arithmetic (label: share reached)")
     figure.legend(handles, names, ncols=3, loc="outside lower center", frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -65,7 +68,7 @@ def choice(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _panel(axis, table: pd.DataFrame, load: int) -> None:
+def _panel(axis: Axes, table: pd.DataFrame, load: int) -> None:
     places, measured = range(len(table)), table["tokens_per_second"]
     axis.barh(places, table["bound"].fillna(0), color=GREY, alpha=0.4, height=0.78)
     axis.barh(places, measured.fillna(0), color=BLUE, height=0.5)
@@ -81,5 +84,5 @@ def _panel(axis, table: pd.DataFrame, load: int) -> None:
     axis.set_yticks(list(places), list(table.index))
     farthest = table[["bound", "highest"]].max().max()
     axis.set(xlabel="tokens/s", xlim=(0, 1.45 * farthest))
-    axis.xaxis.set_major_locator(plt.MaxNLocator(3))
+    axis.xaxis.set_major_locator(MaxNLocator(3))
     axis.xaxis.set_major_formatter("{x:,.0f}")

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -81,7 +82,7 @@ def ratios(results: Results, row: str, to: str) -> pd.DataFrame:
     return found.set_axis(["ratio", "lowest", "highest", "repeats"], axis=1).reset_index()
 
 
-def bound(server: dict, gpu: GPU | None, input_len: int, output_len: int, concurrency: int) -> float:
+def bound(server: dict[str, Any], gpu: GPU | None, input_len: int, output_len: int, concurrency: int) -> float:
     """The most tokens/s that this layout's memory and arithmetic allow for a load; NaN when it cannot be said.
 
     No request is faster than its prefill and its steps, in which all `concurrency` requests decode together; and no
@@ -105,11 +106,15 @@ def bound(server: dict, gpu: GPU | None, input_len: int, output_len: int, concur
     request = ttft_seconds(shape, gpu, prompt_tokens=input_len, **layout) + (output_len - 1) * step
     gpus = server["tp"] * server["pp"] * busy
     computing = concurrency * _flops(shape, input_len, output_len) / (gpus * gpu.flops(_bits(shape)))
-    return concurrency * output_len / max(request, computing)
+    most: float = concurrency * output_len / max(request, computing)
+    return most
 
 
 def show(path: Path, pictures: Path | None = None) -> None:
-    """Print the report of a folder of results, each machine for itself, and draw its pictures into a folder."""
+    """Print the report of a folder of results (or of one file), each machine for itself, and draw its pictures into a folder.
+
+    Raises StoreError when there are none, or a file is none of results.
+    """
     for results in read_all(path):
         print(heading(results.machine))
         found = table(results)
@@ -130,7 +135,7 @@ def show(path: Path, pictures: Path | None = None) -> None:
                 print(f"picture: {file}")
 
 
-def heading(machine: dict) -> str:
+def heading(machine: dict[str, Any]) -> str:
     """A machine in two lines, and a third with its settings where there are any."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     settings = "".join(f"\n{name}={value}" for name, value in machine.get("settings", {}).items())
@@ -139,6 +144,7 @@ def heading(machine: dict) -> str:
 
 
 def title(model: str, input_len: int, output_len: int) -> str:
+    """What a table or picture is of: the model, tokens in, tokens out."""
     return f"{Path(model).name}, {input_len} tokens in, {output_len} out"
 
 
@@ -201,4 +207,5 @@ def _shown(frame: pd.DataFrame) -> str:
         return str(value)
 
     words = {name: [cell(name, value) for value in frame[name]] for name in frame}
-    return pd.DataFrame(words).to_string(index=False, justify="right")
+    shown: str = pd.DataFrame(words).to_string(index=False, justify="right")
+    return shown

@@ -4,6 +4,7 @@ A row on several nodes gets a vLLM process for each, all on this machine, as the
 """
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -21,6 +22,7 @@ from helpers import doctor, keeper
 from helpers.bench_matrix import Row
 from helpers.connections import Connection
 from helpers.errors import WorkshopError
+from helpers.log_lines import read_files
 from helpers.tiny import MODEL_DIR, MODEL_NAME
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -35,15 +37,18 @@ class RowError(WorkshopError):
 
 @dataclass
 class RowServer:
-    """A row's server, from its start on. `folder` has a log for each of its processes, rank-N.log."""
+    """A row's server, from its start on. `folder` has a log for each of its processes, rank-N.log.
+
+    `began` is as time.monotonic(), `ready_after` in seconds, NaN until it is ready.
+    """
 
     row: Row
     folder: Path
     model: Path
     connection: Connection
-    processes: list[subprocess.Popen] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
-    ready_after: float | None = None
+    ready_after: float = math.nan
 
     @property
     def base_url(self) -> str:
@@ -76,7 +81,7 @@ class RowServer:
 
     def not_ready(self, seconds: float) -> RowError:
         """Why it is not ready after so many seconds, as far as its logs tell."""
-        ranks = doctor.read_files(self._logs())[0]
+        ranks = read_files(self._logs())[0]
         diagnosis = doctor.judge([line for lines in ranks.values() for line in lines])
         if not diagnosis.known:
             diagnosis = doctor.judge_start(ranks, doctor.silence(self.folder))
@@ -89,7 +94,10 @@ class RowServer:
 
 
 def launch(row: Row, folder: Path, scratch: Path) -> RowServer:
-    """Start a row's server and return at once. `folder` is for its logs, `scratch` for caches and sockets."""
+    """Start a row's server and return at once. `folder` is for its logs, `scratch` for caches and sockets.
+
+    Raises MatrixError when there is no such model, OSError where a process cannot be started.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model = row.folder or _model_without_weights(row, scratch / row.fingerprint / "model")
@@ -167,7 +175,7 @@ def environment(row: Row, rank: int, scratch: Path) -> dict[str, str]:
     return given | row.env
 
 
-def _process(server: RowServer, rank: int, port: int, master: int | None, scratch: Path) -> subprocess.Popen:
+def _process(server: RowServer, rank: int, port: int, master: int | None, scratch: Path) -> subprocess.Popen[bytes]:
     words = command(server.row, server.model, server.connection.model, port, rank, master)
     variables = os.environ | environment(server.row, rank, scratch) | {"VLLM_API_KEY": server.connection.api_key}
     variables["PYTHONPATH"] = keeper.python_path()

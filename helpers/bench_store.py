@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import strftime
+from typing import Any
 
 from helpers.bench_matrix import Cell, Row, described
 from helpers.errors import WorkshopError
@@ -25,26 +26,29 @@ class Results:
     """What one file holds: the machine's facts, and its server, cell and failure lines in the order they were written."""
 
     path: Path
-    machine: dict
-    servers: list[dict] = field(default_factory=list)
-    cells: list[dict] = field(default_factory=list)
-    failures: list[dict] = field(default_factory=list)
+    machine: dict[str, Any]
+    servers: list[dict[str, Any]] = field(default_factory=list)
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
 
-    def server_of(self, fingerprint: str) -> dict:
-        """The last start of a row."""
+    def server_of(self, fingerprint: str) -> dict[str, Any]:
+        """The last start of a row's server. Raises StopIteration for a row that was never started."""
         return next(server for server in reversed(self.servers) if server["fingerprint"] == fingerprint)
 
 
 class Store:
-    """The file of one machine in a folder of results; both are made when something is first kept."""
+    """The file of one machine in a folder of results; both are made when something is first kept.
 
-    def __init__(self, folder: str | Path, machine: dict):
+    Its methods raise StoreError when the file cannot be read or written.
+    """
+
+    def __init__(self, folder: str | Path, machine: dict[str, Any]):
         self.folder, self.machine = Path(folder), machine
         self.path = self.folder / f"{machine['name']}-{machine['id']}.jsonl"
 
     def logs(self, row: Row) -> Path:
         """The folder for a row's logs, which are not results and may be thrown away."""
-        return self.folder / "logs" / self.machine["id"] / re.sub(r"\W+", "-", f"{row.name}-{row.fingerprint}")
+        return self.folder / "logs" / str(self.machine["id"]) / re.sub(r"\W+", "-", f"{row.name}-{row.fingerprint}")
 
     def done(self) -> set[tuple[str, Cell]]:
         """(fingerprint, cell) of all that has been measured on this machine."""
@@ -60,17 +64,20 @@ class Store:
         servers = read(self.path).servers if self.path.exists() else []
         return sum(server["fingerprint"] == row.fingerprint for server in servers)
 
-    def keep_server(self, row: Row, **what) -> None:
+    def keep_server(self, row: Row, **what: Any) -> None:
+        """Add a start of a row's server, and `what` is known of it."""
         self._keep("server", described(row) | what)
 
-    def keep_cell(self, row: Row, cell: Cell, **what) -> None:
+    def keep_cell(self, row: Row, cell: Cell, **what: Any) -> None:
+        """Add a measurement: the load, and `what` was found."""
         load = {name: getattr(cell, name) for name in Cell.__dataclass_fields__}
         self._keep("cell", {"row": row.name, "fingerprint": row.fingerprint, **load, **what})
 
     def keep_failure(self, row: Row, said: str) -> None:
+        """Add that a row's server or measurement failed, and why."""
         self._keep("failure", {"row": row.name, "fingerprint": row.fingerprint, "said": said})
 
-    def _keep(self, kind: str, what: dict) -> None:
+    def _keep(self, kind: str, what: dict[str, Any]) -> None:
         """Add a line, and the machine's before the first one; it is on the disk when this returns."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +95,8 @@ class Store:
             ) from None
 
 
-def cell_of(line: dict) -> Cell:
+def cell_of(line: dict[str, Any]) -> Cell:
+    """The load of a `cell` line."""
     return Cell(**{name: line[name] for name in Cell.__dataclass_fields__})
 
 
@@ -105,7 +113,10 @@ def read(path: Path) -> Results:
 
 
 def read_all(folder: str | Path) -> list[Results]:
-    """The results of every machine in a folder (or of one file), by file name. Raises StoreError when there are none."""
+    """The results of every machine in a folder (or of one file), by file name.
+
+    Raises StoreError when there are none, or a file is none of results.
+    """
     folder = Path(folder)
     paths = [folder] if folder.is_file() else sorted(folder.glob("*.jsonl"))
     if not paths:
@@ -115,7 +126,7 @@ def read_all(folder: str | Path) -> list[Results]:
     return [read(path) for path in paths]
 
 
-def _parsed(line: str) -> dict | None:
+def _parsed(line: str) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
     except ValueError:

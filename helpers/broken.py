@@ -98,6 +98,7 @@ class Log:
 
     @cached_property
     def rows(self) -> list[Row]:
+        """Its lines, those that are not empty."""
         raw, rows, traceback = [ESCAPES.sub("", line) for line in self.text.split("\n")], [], False
         for line in lines_of(self.text, self.name):
             prefix, moment = PREFIX.match(raw[line.number - 1]), TIME.search(raw[line.number - 1][:90])
@@ -130,6 +131,7 @@ class Log:
 
     @property
     def diagnosis(self) -> Diagnosis:
+        """What the doctor thinks of its lines."""
         return doctor.judge([row.line for row in self.rows])
 
     def doctor(self) -> None:
@@ -145,6 +147,7 @@ class Job:
 
     @cached_property
     def logs(self) -> dict[str, Log]:
+        """Its files by their names, in the order in which one reads them."""
         order = ["outcome", "launcher.log", "rank-0.log", "rank-1.log", "slurm.log"]
         paths = [path for name in order if (path := self.folder / name).exists()]
         return {path.name: _read(path) for path in paths}
@@ -159,6 +162,7 @@ class Job:
 
     @property
     def diagnosis(self) -> Diagnosis:
+        """What the doctor thinks of all of them together."""
         return doctor.examine(self.folder, slurm_log=self.folder / "slurm.log", state=self.state)
 
     def doctor(self) -> None:
@@ -206,7 +210,7 @@ class Attempt:
 
 
 def attempt(*flags: str, model: Path | str = MODEL_DIR, port: int | None = None) -> Attempt:
-    """Start a server with vLLM's flags and, should it come up, stop it again."""
+    """Start a server with vLLM's flags and, should it come up, stop it again. `model` is a folder; a free port by default."""
     try:
         with start(model, port=port, flags=flags, quiet=True) as server:
             return Attempt(True, "The server answers.", _read(server.connection.log, live=True))
@@ -221,7 +225,7 @@ def _read(path: Path | str, live: bool = False) -> Log:
 
 
 def serve(*flags: str, model: Path | str = MODEL_DIR) -> Server:
-    """A server of one's own to harm; it lives no longer than the notebook."""
+    """A server of one's own to harm; it lives no longer than the notebook. Raises ServerError when it does not come up."""
     return start(model, flags=flags, quiet=True)
 
 
@@ -237,7 +241,10 @@ def ask(server: Server, prompt: str = "The capital of France is") -> str:
 
 
 def kill(server: Server, title: str) -> Log:
-    """`kill -9` of the server's process with that title, as the kernel does it when memory runs out; then its log."""
+    """`kill -9` of the server's process with that title, as the kernel does it when memory runs out; then its log.
+
+    Raises WorkshopError when there is no such process.
+    """
     for process in psutil.Process(server.keeper.pid).children(recursive=True):
         if title in " ".join(process.cmdline()):
             process.kill()
@@ -252,6 +259,7 @@ def listening(port: int) -> socket.socket | None:
     """A program that listens on this port; None when another one does already."""
     with suppress(OSError):
         return socket.create_server(("127.0.0.1", port))
+    return None
 
 
 def cut_short(size: int = 9_000_000) -> Path:

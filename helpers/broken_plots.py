@@ -2,9 +2,10 @@
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ class Step:
     name: str
     question: str
     says: str
-    sign: re.Pattern
+    sign: re.Pattern[str]
     stops: str
 
 
@@ -55,8 +56,11 @@ def path() -> Figure:
     ):
         axis.text(x, -0.6, text, color=colour, fontsize=9, va="center")
     for row, step in enumerate(STEPS):
-        box = dict(boxstyle="round,pad=0,rounding_size=0.9", mutation_aspect=0.12, linewidth=1)
-        axis.add_patch(FancyBboxPatch((1, row - 0.33), 35, 0.66, facecolor=LIGHT, edgecolor=BLUE, **box))
+        box = FancyBboxPatch(
+            (1, row - 0.33), 35, 0.66, boxstyle="round,pad=0,rounding_size=0.9", mutation_aspect=0.12, linewidth=1,
+            facecolor=LIGHT, edgecolor=BLUE,
+        )  # fmt: skip
+        axis.add_patch(box)
         axis.text(2.2, row, f"{row + 1}", fontsize=13, color=BLUE, va="center")
         axis.text(6, row, textwrap.fill(step.question, 34), fontsize=9.5, va="center")
         axis.text(41, row, textwrap.fill(step.says, 34), fontsize=8.5, va="center", family="monospace", color=GREEN)
@@ -106,7 +110,7 @@ def _seconds(row: Row) -> float:
     return (datetime.strptime(row.time, "%H:%M:%S") - datetime(1900, 1, 1)).total_seconds()
 
 
-def _strokes(places: list[tuple[Row, float, int]], names: list[str], cause: object, xlabel: str) -> Figure:
+def _strokes(places: Sequence[tuple[Row, float, int]], names: list[str], cause: object, xlabel: str) -> Figure:
     """`cause` is the line, or (file, line), that the doctor calls the cause: it gets the star, other errors are echoes."""
     figure, (axis,) = _new_figure(figsize=(8.2, 1.1 + 0.4 * len(names)))
     colours = COLOURS | {"info": GREY}
@@ -123,6 +127,6 @@ def _strokes(places: list[tuple[Row, float, int]], names: list[str], cause: obje
     return figure
 
 
-def _dots(axis: Axes, points: list[tuple[float, int]], **style: object) -> None:
+def _dots(axis: Axes, points: Sequence[tuple[float, int]], **style: Any) -> None:
     """Later ones lie above earlier ones."""
     axis.scatter([x for x, _ in points], [y for _, y in points], zorder=3 + len(axis.collections), **style)

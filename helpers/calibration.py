@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from helpers.activations import activation_bytes, batch_limits, on_new_runner
 from helpers.hardware import GIB, GPU, get_gpu
@@ -44,15 +45,17 @@ class Calibration:
 
 
 @cache
-def measured() -> dict:
+def measured() -> dict[str, Any]:
     """vLLM 0.25.1 measured on four H200: speeds and the memory figures of its logs."""
-    return json.loads(MEASURED_FILE.read_text())
+    found: dict[str, Any] = json.loads(MEASURED_FILE.read_text())
+    return found
 
 
 @cache
-def measured_memory() -> dict:
+def measured_memory() -> dict[str, Any]:
     """The memory lines of 19 servers, vLLM 0.25.1 on one, two or four H200: `runs` by name, each with plan's flags."""
-    return json.loads(MEMORY_FILE.read_text())
+    found: dict[str, Any] = json.loads(MEMORY_FILE.read_text())
+    return found
 
 
 def communication(tp: int, pp: int) -> str:
@@ -79,7 +82,8 @@ def gpu_parts(
     """The parts of a GPU's memory on each pipeline stage, in bytes; those of a stage sum to the GPU's memory.
 
     Graphs are set aside for as vLLM 0.25.1 does: for no model of its newer runner, whose graphs (0.2 to 1.2 GiB in the
-    measured runs) take from what is left free.
+    measured runs) take from what is left free. `missing` is negative where the cache would be.
+    Raises LayoutError when vLLM cannot cut the model so.
     """
     batched_tokens, num_seqs = batch_limits(gpu, max_num_batched_tokens, max_num_seqs)
     batch = {"tp": tp, "pp": pp, "batched_tokens": batched_tokens, "num_seqs": num_seqs}
@@ -136,14 +140,14 @@ def _caches() -> dict[str, tuple[int, int]]:
     return caches
 
 
-def _tightest(config: ModelConfig, gpu: GPU, **flags) -> int:
+def _tightest(config: ModelConfig, gpu: GPU, **flags: Any) -> int:
     return min(stage["kv_cache"] for stage in gpu_parts(config, gpu, **flags))
 
 
 @cache
 def _means() -> tuple[dict[str, int], int]:
     kinds: dict[str, list[float]] = {}
-    graphs = []
+    graphs: list[float] = []
     for run in measured_memory()["runs"].values():
         flags = run["flags"]
         kinds.setdefault(communication(flags.get("tp", 1), flags.get("pp", 1)), []).extend(run["non_torch_gib"])

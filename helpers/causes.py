@@ -20,12 +20,12 @@ class Cause:
     """
 
     name: str
-    pattern: re.Pattern
+    pattern: re.Pattern[str]
     means: str
     mend: str
     weak: bool = False
 
-    def sentences(self, match: re.Match) -> tuple[str, str]:
+    def sentences(self, match: re.Match[str]) -> tuple[str, str]:
         """What it means and what to do, with what the log line tells filled in."""
         told = {name: (text or "").strip(" .") for name, text in match.groupdict().items()}
         means, mend = (" ".join(text.format(**told).split()) for text in (self.means, self.mend))

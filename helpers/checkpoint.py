@@ -67,7 +67,7 @@ def expected(folder: Path) -> Shards:
 
 
 def summary(folder: str | Path) -> str:
-    """Number and size of the shards that are there, as in "17 shards, 65.5 GB"."""
+    """Number and size of the shards that are there, as in "17 shards, 65.5 GB" (10^9 bytes). Raises as `expected`."""
     folder = Path(folder).expanduser()
     present = [folder / name for name in expected(folder).names if (folder / name).is_file()]
     size = sum(path.stat().st_size for path in present)

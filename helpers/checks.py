@@ -42,10 +42,12 @@ def _as_html(text: str) -> str:
 
 
 def right(message: str) -> Verdict:
+    """The answer is right, and why."""
     return Verdict(RIGHT, message)
 
 
 def wrong(message: str) -> Verdict:
+    """The answer is not right yet: a hint at what may have led to it."""
     return Verdict(WRONG, message)
 
 
@@ -63,6 +65,7 @@ class Exercise:
     wrong_answers: Sequence[Any] = field(default_factory=list)
 
     def __call__(self, answer: Any) -> Verdict:
+        """The verdict on an answer, kept as the learner's progress when a lesson asks."""
         verdict = self._verdict(answer)
         if name := progress_store.name_of(self):
             verdict.note = progress_store.record(name, KEPT_AS[verdict.state])
@@ -77,9 +80,11 @@ class Exercise:
             return wrong(f"the check cannot read this answer ({type(error).__name__}: {error}). {self.tip}")
 
     def hint(self) -> None:
+        """Print the tip."""
         print(self.tip)
 
     def solution(self) -> None:
+        """Print code that solves it."""
         print(self.code)
 
 

@@ -13,7 +13,8 @@ import pandas as pd
 from openai import OpenAI
 
 from helpers.scoring import score_questions
-from helpers.tiny.corpus import ODDS, WORLD
+from helpers.tiny.corpus import ODDS
+from helpers.tiny.world import WORLD
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def capital_quiz(*, letters_only: bool = False, seed: int = 0) -> list[Question]
 
 def answer(client: OpenAI, model: str, questions: Sequence[Question]) -> pd.DataFrame:
     """A row for each question and answer: question (its number), answer, right, and the columns of score_answers."""
-    asked = {(question.text, question.answers) for question in questions}
-    asked = sorted(asked)  # the same question with another right answer is scored once
+    # The same question with another right answer is scored once.
+    asked = sorted({(question.text, question.answers) for question in questions})
     tables = dict(zip(asked, score_questions(client, model, asked), strict=True))
     parts = []
     for number, question in enumerate(questions):
@@ -82,7 +83,8 @@ def reliability(probability: Sequence[float], right: Sequence[bool], bins: int =
     """Answers put together by the probability they were given, in `bins` of equal width; empty ones are left out.
 
     Columns: answers (how many), given (mean probability), came_true (share that was right), and low and high, the 95%
-    interval of that share (Wilson 1927), which is wide where answers are few.
+    interval of that share (Wilson 1927), which is wide where answers are few. Raises ValueError for no probability, one
+    outside 0 to 1, or another number of outcomes.
     """
     given, came_true = np.asarray(probability, float), np.asarray(right, float)
     if len(given) != len(came_true) or not len(given):

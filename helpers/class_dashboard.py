@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ipywidgets
 import pandas as pd
+from openai import OpenAI
 
 from helpers import class_plots, class_progress, connections, progress_plots
 from helpers.class_export import export
@@ -15,6 +16,7 @@ from helpers.class_server import ServerHistory
 from helpers.client import connect
 from helpers.errors import WorkshopError
 from helpers.progress import exercises
+from helpers.progress_plots import Row
 from helpers.widgets import png
 
 WIDTH = {"max_width": "960px", "width": "100%"}
@@ -31,12 +33,13 @@ STYLE = """<style>
 _newest: "Dashboard | None" = None
 
 
-class Dashboard(ipywidgets.VBox):
+class Dashboard(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     """A panel that keeps up with a class, every `interval` seconds for so many `hours`.
 
-    `folder` is the class's; by default the one that WORKSHOP_CLASS names. Who answered a check wrongly `tries` times, or has been
-    at one for `minutes`, counts as stuck. Exported files go into `save_to`. `cost` is the kernel's CPU time for the last
-    refresh, in seconds. It works without a server, or before anybody shares: what is missing is said where it would stand.
+    `folder` is the class's; by default the one that WORKSHOP_CLASS names. Who answered a check wrongly `tries` times, or has
+    been at one for `minutes`, counts as stuck. Exported files go into `save_to`. `cost` is the kernel's CPU time for the
+    last refresh, in seconds. It works without a server, or before anybody shares: what is missing is said where it would
+    stand. Raises WorkshopError when no folder is known.
     """
 
     def __init__(
@@ -48,16 +51,15 @@ class Dashboard(ipywidgets.VBox):
             raise WorkshopError(
                 "Which class? Name its folder, Dashboard('/shared/workshop/class'), or set WORKSHOP_CLASS."
             )
-        self.folder, self.server, self.participants, self.stuck = folder, ServerHistory(), [], []
+        self.folder, self.server = folder, ServerHistory()
+        self.participants: list[Participant] = []
+        self.stuck: list[Stuck] = []
         self.cost, self._interval, self._save_to = 0.0, interval, Path(save_to).absolute()
-        self._rules, self._until = {"tries": tries, "minutes": minutes}, time.monotonic() + 3600 * hours
-        self._reader, self._client, self._over, self._lock = (
-            Reader(folder / "progress"),
-            None,
-            threading.Event(),
-            threading.Lock(),
-        )
-        self._drawn, self._no_server, self._no_class, self._seek_at = None, "", "", 0.0
+        self._tries, self._minutes, self._until = tries, minutes, time.monotonic() + 3600 * hours
+        self._reader, self._over, self._lock = Reader(folder / "progress"), threading.Event(), threading.Lock()
+        self._client: OpenAI | None = None
+        self._drawn: tuple[list[str], list[Row]] | None = None
+        self._no_server, self._no_class, self._seek_at = "", "", 0.0
         self._build()
         self.refresh()
         _retire_older(self)
@@ -109,7 +111,8 @@ class Dashboard(ipywidgets.VBox):
             self.participants = self._reader.read()
         except WorkshopError as error:
             self.participants, self._no_class = [], str(error)
-        self.stuck = class_progress.stuck(self.participants, time.time(), **self._rules)
+        now = time.time()
+        self.stuck = class_progress.stuck(self.participants, now, tries=self._tries, minutes=self._minutes)
 
     def _follow(self) -> None:
         while not self._over.wait(self._interval) and time.monotonic() < self._until:
@@ -122,6 +125,7 @@ class Dashboard(ipywidgets.VBox):
 
     @property
     def is_live(self) -> bool:
+        """Whether it still keeps up."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
@@ -171,7 +175,7 @@ class Dashboard(ipywidgets.VBox):
     def _footer(self) -> str:
         return f"<small>{time.strftime('%H:%M:%S')}, refreshed in {self.cost:.2f} s of this kernel's time</small>"
 
-    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, str]:
         bundle = super()._repr_mimebundle_(**kwargs)
         return {**bundle, "text/plain": "The class at work; run this cell to see it.", "text/html": self._tiles.value}
 

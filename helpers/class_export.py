@@ -39,7 +39,8 @@ def _csv(participants: Sequence[Participant]) -> str:
     table = class_progress.table(participants)
     # People choose their names, and a spreadsheet would take one of these beginnings for a formula.
     table["name"] = [f"'{name}" if name.startswith(("=", "+", "-", "@")) else name for name in table["name"]]
-    return table.to_csv(index=False)
+    text: str = table.to_csv(index=False)
+    return text
 
 
 def _json(participants: Sequence[Participant], server: pd.DataFrame, at: float) -> str:

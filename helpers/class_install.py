@@ -17,8 +17,9 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from helpers import class_folder, materials
 from helpers.errors import WorkshopError
@@ -107,8 +108,8 @@ def _run(command: Sequence[str], what: str) -> None:
 def add_kernel(folder: Path) -> None:
     """The workshop's kernel, under the name that its notebooks ask for."""
     argv = [str(python_of(folder)), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": argv, "metadata": {"debugger": True}} | materials.KERNEL
-    path = folder / "share/jupyter/kernels" / spec.pop("name") / "kernel.json"
+    spec: dict[str, Any] = {"argv": argv, "metadata": {"debugger": True}} | materials.KERNEL
+    path = folder / "share/jupyter/kernels" / str(spec.pop("name")) / "kernel.json"
     materials.put(path, json.dumps(spec, indent=1).encode())
 
 
@@ -168,7 +169,7 @@ def _give_to(folder: Path, group: str) -> None:
             raise ClassInstallError(str(error)) from None
 
 
-def _walk(folder: Path, change: object) -> None:
+def _walk(folder: Path, change: Callable[[str, int], None]) -> None:
     """Apply change(path, mode) to all that is ours to make read-only, folders before what they hold."""
     for top, folders, names in os.walk(folder):
         if Path(top) == folder:
@@ -191,7 +192,7 @@ def _read_only(path: str, mode: int, gid: int) -> None:
         os.chmod(path, wanted)
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns 0 when the folder is ready, 2 with one sentence when it is not."""
     parser = argparse.ArgumentParser("python3 -m helpers.class_install", description="One installation for a class.")
     parser.add_argument("folder", type=Path, help="on storage that all nodes mount at the same path")

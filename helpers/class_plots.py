@@ -1,5 +1,6 @@
 """The picture of a class's server over the last minutes."""
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,9 +11,9 @@ from helpers import plots
 def server(frame: pd.DataFrame, *, width: float = 10.0) -> Figure:
     """Four small panels over time: requests, tokens a second, time to first token, KV cache.
 
-    `frame` is that of class_server.ServerHistory, with at least one row.
+    `frame` is that of class_server.ServerHistory, with at least one row; `width` is in inches.
     """
-    with plots.plt.rc_context(plots.STYLE | {"figure.constrained_layout.use": False}):
+    with plt.rc_context(plots.STYLE | {"figure.constrained_layout.use": False}):
         figure = Figure(figsize=(width, 1.9))
         axes = figure.subplots(1, 4, sharex=True)
     figure.subplots_adjust(left=0.035, right=0.995, top=0.87, bottom=0.2, wspace=0.2)
@@ -24,7 +25,7 @@ def server(frame: pd.DataFrame, *, width: float = 10.0) -> Figure:
     for axis in axes:
         axis.set_xlim(min(frame.index[0], -1), 0)
         axis.set_xlabel("minutes", fontsize=8)
-        axis.xaxis.get_major_locator().set_params(nbins=4)
+        axis.locator_params(axis="x", nbins=4)
     last = frame.iloc[-1]
     figure.set_label(
         f"The class's server: {last.running:.0f} requests running, {last.waiting:.0f} waiting, cache {last.kv_usage:.0%} full."
@@ -41,6 +42,6 @@ def _lines(axis: Axes, frame: pd.DataFrame, title: str, columns: dict[str, str])
     axis.tick_params(labelsize=8)
     highest = max(frame[column].max(skipna=True) for column in columns)
     axis.set_ylim(0, 1.4 * highest if highest > 0 else 1)  # with room for the legend
-    axis.yaxis.get_major_locator().set_params(nbins=4)
+    axis.locator_params(axis="y", nbins=4)
     if len(columns) > 1:
         axis.legend(loc="upper left", ncols=2, fontsize=8, frameon=False, borderpad=0)

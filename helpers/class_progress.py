@@ -16,6 +16,7 @@ from helpers.progress_plots import Row
 from helpers.progress_store import LARGEST, RIGHT, WRONG, Event
 
 MINUTE = 60
+Mark = tuple[int, ...]  # inode, bytes and time of a file: another when it was written anew
 
 
 class ClassProgressError(WorkshopError):
@@ -54,7 +55,7 @@ class Reader:
     """Reads a class's folder again and again; a file that has not changed is not read anew."""
 
     folder: Path
-    _seen: dict[str, tuple[tuple, Participant | None]] = field(default_factory=dict)
+    _seen: dict[str, tuple[Mark, Participant | None]] = field(default_factory=dict)
 
     def read(self) -> list[Participant]:
         """Everybody who shares progress with this class, by name. `unreadable` names files that are none.
@@ -79,7 +80,7 @@ class Reader:
         """Files that are no progress, by their names; they are left out."""
         return [name for name, (_, found) in self._seen.items() if found is None]
 
-    def _entry(self, path: Path) -> tuple[tuple, Participant | None]:
+    def _entry(self, path: Path) -> tuple[Mark, Participant | None]:
         try:
             facts = path.lstat()
             mark = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
@@ -103,7 +104,8 @@ def _participant(path: Path, mode: int) -> Participant | None:
 
 def _by_name(found: Iterable[Participant]) -> list[Participant]:
     """In the order of their names; the second of a name gets a number."""
-    taken, named = Counter(), []
+    taken: Counter[str] = Counter()
+    named = []
     for participant in found:
         taken[participant.name] += 1
         again = f" {taken[participant.name]}" if taken[participant.name] > 1 else ""

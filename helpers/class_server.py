@@ -35,7 +35,7 @@ class ServerHistory:
 
     seconds: float = 15 * 60
     moments: list[Moment] = field(default_factory=list)
-    _tables: deque = field(default_factory=deque)
+    _tables: deque[tuple[float, pd.DataFrame]] = field(default_factory=deque)  # times to first token, by seconds
 
     def take(self, client: OpenAI) -> Moment:
         """Look at the server now. Raises what metrics.read raises; a server that was restarted begins a new history."""
@@ -71,7 +71,7 @@ class ServerHistory:
         for number, moment in enumerate(self.moments):
             now, before = moment.snapshot, self.moments[number - 1] if number else None
             change = metrics.rates(before.snapshot, now) if before else None
-            done = 60 * (moment.finished - before.finished) / change.seconds if before else math.nan
+            done = 60 * (moment.finished - before.finished) / change.seconds if before and change else math.nan
             found.append({
                 "running": now.running, "waiting": now.waiting, "kv_usage": now.kv_usage,
                 "ttft_median": moment.ttft_median, "ttft_95": moment.ttft_95, "requests_per_minute": done,

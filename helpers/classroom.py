@@ -25,6 +25,7 @@ from helpers.errors import WorkshopError
 
 
 def open_folder(options: argparse.Namespace) -> None:
+    """Make or mend the class's folder, and say how to serve the class. Raises ClassFolderError."""
     shared = options.shared.absolute()
     group = class_folder.prepare(shared, group=options.group, everybody=options.everybody)
     whom = f"the group {group}" if group else "every account of this machine"
@@ -34,6 +35,7 @@ def open_folder(options: argparse.Namespace) -> None:
 
 
 def list_keys(options: argparse.Namespace) -> None:
+    """Print who has a key, since when, and whether it was taken back. Raises ClassKeyError."""
     found = class_keys.registered(folder_of(options))
     for key in found:
         print(f"{key.name:<16} {key.whose:<20} {key.since:%Y-%m-%d %H:%M}{'  taken back' if key.blocked else ''}")
@@ -41,6 +43,7 @@ def list_keys(options: argparse.Namespace) -> None:
 
 
 def hand_out(options: argparse.Namespace) -> None:
+    """Make keys for these names, or for so many guests. Raises ClassKeyError."""
     names = options.names
     if len(names) == 1 and names[0].isdigit():
         names = [f"guest-{number:02d}" for number in range(1, int(names[0]) + 1)]
@@ -50,16 +53,19 @@ def hand_out(options: argparse.Namespace) -> None:
 
 
 def block(options: argparse.Namespace) -> None:
+    """Take a key back. Raises ClassKeyError."""
     class_keys.block(folder_of(options), options.name)
     print(f"{options.name} is shut out within seconds. Let in again: python -m helpers.classroom allow {options.name}")
 
 
 def allow(options: argparse.Namespace) -> None:
+    """Let somebody in again whose key was taken back. Raises ClassKeyError."""
     class_keys.allow(folder_of(options), options.name)
     print(f"{options.name} may register a key again, by connecting; one that was handed out has to be made anew.")
 
 
 def export_progress(options: argparse.Namespace) -> None:
+    """Write the class's progress as CSV and JSON. Raises ClassProgressError."""
     reader = Reader(folder_of(options) / "progress")
     participants = reader.read()
     table, everything = export(participants, pd.DataFrame(), options.to.absolute())
@@ -69,6 +75,7 @@ def export_progress(options: argparse.Namespace) -> None:
 
 
 def close(options: argparse.Namespace) -> None:
+    """Remove keys and progress from the class's folder. Raises ClassFolderError."""
     removed = class_folder.clear(folder_of(options))
     print(f"{removed} files of keys and progress are removed. Participants keep their own progress at home.")
 

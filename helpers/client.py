@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
@@ -56,7 +57,8 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
     `timeout`: seconds for each request made with it; `wait`: seconds to wait for a server that is still starting.
     Raises NoServerError or WrongKeyError, whose one sentence names what was found and the mend.
     """
-    problems, failure = [], NoServerError
+    problems: list[str] = []
+    failure: type[WorkshopError] = NoServerError
     for source, connection in candidates():
         if not (connection.state == READY or _becomes_ready(connection, wait, quiet)):
             gone = connection.is_gone() or not connection.path.exists()
@@ -104,7 +106,7 @@ def connect(*, start: bool = False, quiet: bool = False, timeout: float = 120, w
 
 
 def client_for(connection: Connection, timeout: float = 120) -> OpenAI:
-    """A client for this server, untested.
+    """A client for this server, untested; `timeout` in seconds holds for each request.
 
     No retries: a request that timed out is still being computed, and a second one would only add to the load.
 
@@ -244,11 +246,11 @@ def explain(error: Exception) -> str:
 def _explain_errors_in_notebooks() -> None:
     """In IPython, show `explain(error)` for an openai error instead of its long traceback."""
     try:
-        shell = get_ipython()  # type: ignore[name-defined]
+        shell = get_ipython()  # type: ignore[name-defined]  # where IPython is running
     except NameError:
         return
 
-    def show(shell: object, kind: type, error: Exception, traceback: object, tb_offset: int | None = None) -> list[str]:
+    def show(shell: Any, kind: type, error: Exception, traceback: object, tb_offset: int | None = None) -> list[str]:
         lines = [f"{kind.__name__}: {explain(error)}"]
         shell._showtraceback(kind, error, lines)
         return lines

@@ -63,6 +63,7 @@ class Connection:
 
     @property
     def path(self) -> Path:
+        """Its file: where it was read from, or in our folder, by its name."""
         if self.file:
             return self.file
         return home() / ("experiments" if self.private else "servers") / self.file_name
@@ -74,7 +75,7 @@ class Connection:
         return f"{self.node}-{self.job_id or 'local'}-{port}.json"
 
     def write(self) -> None:
-        """Write the file whole or not at all, with mode 0600."""
+        """Write the file whole or not at all, with mode 0600. Raises OSError."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         storage.put(self.path, self._text())
 
@@ -94,6 +95,7 @@ class Connection:
         return self.path.is_relative_to(home())
 
     def remove(self) -> None:
+        """Remove the file, if it is there and ours."""
         if self.is_ours:
             self.path.unlink(missing_ok=True)
 
@@ -104,7 +106,7 @@ class Connection:
         if self.node != socket.gethostname() or self.pid is None:
             return False
         try:
-            return psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+            return bool(psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return True
 
@@ -120,7 +122,7 @@ def _job_is_over(job: str, node: str) -> bool:
 
 
 def read(path: Path | str) -> Connection:
-    """Raises OSError, ValueError or TypeError when the file is gone or is not a connection file."""
+    """The connection in a file. Raises OSError, ValueError or TypeError when it is gone or is not a connection file."""
     data = dict(json.loads(Path(path).read_text()))
     known = {each.name for each in fields(Connection)} - {"file"}
     return Connection(**{name: data[name] for name in known & data.keys()}, file=Path(path))

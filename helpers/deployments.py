@@ -10,9 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from helpers import memory
 from helpers.errors import WorkshopError
+from helpers.fields import ConfigError, flag_number
 from helpers.hardware import GIB
 from helpers.models import ModelConfig, load
 
@@ -118,7 +120,7 @@ def read(path: str | Path) -> Deployment:
     asked = asked_of_sbatch(path)
     if "--nodes" not in asked:
         raise DeploymentError(f"{path} has no line #SBATCH --nodes=N: Slurm would choose how many nodes serve.")
-    resources = {"gpus_per_node": 0, "cpus_per_task": 1, "memory": "", "time": ""} | _resources(asked)
+    resources: dict[str, Any] = {"gpus_per_node": 0, "cpus_per_task": 1, "memory": "", "time": ""} | _resources(asked)
     variables = dict(_DEFAULT.findall(text))
     variables.pop("WORKSHOP_ROOT", None)
     serve, command = _SERVE.search(text), _COMMAND.search(text)
@@ -149,12 +151,11 @@ def shape_of(deployment: Deployment) -> ModelConfig:
 def plan_of(deployment: Deployment, config: ModelConfig | None = None) -> memory.Plan:
     """What helpers.memory says of a deployment on its kind of GPU, with those of its vLLM flags that change memory.
 
-    Raises ConfigError for an unknown model, LayoutError for a layout vLLM refuses, HardwareError for an unknown GPU.
+    Raises ConfigError for an unknown model or a flag whose number is none, LayoutError for a layout vLLM refuses, HardwareError for an unknown GPU.
     """
-    flags = memory_flags(deployment.flags)
-    lengths = {"max_model_len": deployment.max_model_len or None}
-    layout = {"tp": deployment.tp, "pp": deployment.pp, "dp": deployment.dp}
-    return memory.plan(config or shape_of(deployment), gpu=deployment.gpu, **layout, **lengths | flags)
+    flags = {"max_model_len": deployment.max_model_len or None} | memory_flags(deployment.flags)
+    tp, pp, dp = deployment.tp, deployment.pp, deployment.dp
+    return memory.plan(config or shape_of(deployment), gpu=deployment.gpu, tp=tp, pp=pp, dp=dp, **flags)
 
 
 def memory_lines(deployment: Deployment) -> str:
@@ -205,7 +206,7 @@ def _options(options: Sequence[str]) -> dict[str, str]:
     return asked
 
 
-def _resources(asked: Mapping[str, str]) -> dict:
+def _resources(asked: Mapping[str, str]) -> dict[str, Any]:
     """What of the options is a resource, under Deployment's names."""
     numbers = {"nodes": "--nodes", "gpus_per_node": "--gpus-per-node", "cpus_per_task": "--cpus-per-task"}
     found = {name: _number(option, asked[option]) for name, option in numbers.items() if option in asked}
@@ -213,7 +214,7 @@ def _resources(asked: Mapping[str, str]) -> dict:
                     if f"--{option}" in asked}  # fmt: skip
 
 
-def _settings(variables: Mapping[str, str], **slurm: int) -> dict:
+def _settings(variables: Mapping[str, str], **slurm: int) -> dict[str, Any]:
     """The variables that are fields of a Deployment; a default that names Slurm's own variables becomes its value."""
     resolved = {name: _resolve(variables.get(name, ""), slurm) for name in _NUMBERS}
     sizes = {name: _number(name, value) if value else 1 for name, value in resolved.items()}
@@ -238,20 +239,31 @@ def _small_defaults(nodes: int, gpus_per_node: int) -> dict[str, str]:
     return {"MODEL": str(SMALL_MODEL), "TP": str(tp), "PP": str(nodes), "DP": "1", "MAX_MODEL_LEN": "2048"}
 
 
-def memory_flags(flags: Sequence[str]) -> dict:
-    """Those of vLLM's flags that helpers.memory.plan takes, under its names and in its types."""
-    kinds = {
-        "gpu_memory_utilization": float, "kv_cache_dtype": str, "max_model_len": int, "max_num_batched_tokens": int,
-        "max_num_seqs": int, "block_size": int,
-    }  # fmt: skip
-    found = {}
+def memory_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """Those of vLLM's flags that helpers.memory.plan takes, under its names and in its types.
+
+    A length that vLLM is to find out (auto, -1) counts as none. Raises ConfigError for a number that is none.
+    """
+    found: dict[str, Any] = {}
     for flag, value in _options(flags).items():
         name = flag.removeprefix("--").replace("-", "_")
-        if name in kinds:
-            found[name] = kinds[name](value)
+        if name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs", "block_size"):
+            if value not in ("", "auto", "-1"):
+                found[name] = flag_number(flag, value)
+        elif name == "gpu_memory_utilization":
+            found[name] = _share(flag, value)
+        elif name == "kv_cache_dtype":
+            found[name] = value
         elif name in ("enforce_eager", "enable_expert_parallel"):
             found[name.removeprefix("enable_")] = True
     return found
+
+
+def _share(flag: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"{flag} is {value!r}; it must be a share of the GPU's memory, as 0.9.") from None
 
 
 def _number(name: str, value: str) -> int:

@@ -30,6 +30,7 @@ class Diagnosis:
 
     @property
     def phase(self) -> str:
+        """The longer of the two."""
         return "prefill" if self.prefill > self.decode else "decode"
 
     @property
@@ -46,6 +47,7 @@ def diagnose(
     """Bounds for `batch` requests at once of so many tokens each way, by helpers.roofline (see there for the formulas).
 
     A batch's prompts are read one after another; its steps hold half of the answer on average.
+    Raises ConfigError for an unknown model, HardwareError for an unknown GPU.
     """
     config, gpu = load(model) if isinstance(model, str) else model, get_gpu(gpu)
     context = prompt + output // 2
@@ -60,7 +62,7 @@ def diagnose(
     )
 
 
-def table(workloads: dict[str, dict], model: str, gpu: str, tp: int = 1) -> pd.DataFrame:
+def table(workloads: dict[str, dict[str, int]], model: str, gpu: str, tp: int = 1) -> pd.DataFrame:
     """A row for each workload {name: prompt, output, batch}: which phase takes longer, and what its steps wait for."""
     rows = {}
     for name, sizes in workloads.items():

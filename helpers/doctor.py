@@ -71,6 +71,7 @@ class Diagnosis:
 
     @property
     def known(self) -> bool:
+        """Whether the cause has a name."""
         return self.cause != "unknown"
 
     def __str__(self) -> str:
@@ -81,6 +82,7 @@ class Diagnosis:
 
 
 def rank_of(path: Path) -> int:
+    """The number in a log's name: 2 for rank-2.log, 0 where there is none."""
     return int(re.sub(r"\D", "", path.stem) or 0)
 
 
@@ -96,7 +98,7 @@ def job_files(job_dir: Path, slurm_log: Path | None) -> list[Path]:
 # --- judging
 
 
-def find_cause(lines: Iterable[Line]) -> tuple[Cause, re.Match, Line] | None:
+def find_cause(lines: Iterable[Line]) -> tuple[Cause, re.Match[str], Line] | None:
     """The cause that stands first in CAUSES, with the first line that shows it."""
     found, open_causes = None, CAUSES
     for line in lines:
@@ -111,7 +113,7 @@ def find_cause(lines: Iterable[Line]) -> tuple[Cause, re.Match, Line] | None:
 
 def last_errors(lines: Iterable[Line], count: int = 3) -> list[Line]:
     """The last different lines that name an error and are no echo of another one."""
-    errors = {}
+    errors: dict[str, Line] = {}
     for line in lines:
         if not line.harmless and ERROR.search(line.text) and not ECHOES.search(line.text):
             errors.pop(line.text, None)
@@ -133,8 +135,8 @@ def judge(lines: list[Line], notes: Iterable[str] = ()) -> Diagnosis:
             return told("launcher", own["means"], own["mend"] or "", line, notes=notes)
     errors = unexplained or errors
     last = (errors or [line for line in lines if not line.harmless and 'File "' not in line.text] or lines)[-3:]
-    said = f"vLLM said: {ERROR.search(errors[-1].text)[1]}" if errors else ""
-    sentence = said or "the cause is unknown: read the end of the log"
+    named = ERROR.search(errors[-1].text) if errors else None
+    sentence = f"vLLM said: {named[1]}" if named else "the cause is unknown: read the end of the log"
     return told("unknown", sentence, "", last[-1] if last else None, notes=notes, errors=last)
 
 
@@ -142,9 +144,9 @@ def told(
     cause: str, sentence: str, mend: str, line: Line | None, *, notes: Iterable[str] = (), errors: Iterable[Line] = ()
 ) -> Diagnosis:
     """A Diagnosis in which no key is left."""
-    proof = dict(evidence=line.shown, file=line.file, line=line.number, where=line.where) if line else {}
+    evidence, file, number, where = (line.shown, line.file, line.number, line.where) if line else ("", "", 0, "")
     said = tuple(f"{error.where}  {error.shown}" for error in errors)
-    return Diagnosis(cause, redact(sentence), redact(mend), errors=said, notes=tuple(notes), **proof)
+    return Diagnosis(cause, redact(sentence), redact(mend), evidence, file, number, where, said, tuple(notes))
 
 
 def progress(lines: list[Line]) -> int:
@@ -159,12 +161,15 @@ def silence(job_dir: Path) -> float:
 
 
 def judge_start(ranks: dict[str, list[Line]], silent: float) -> Diagnosis:
-    """A server that is neither ready nor dead: how far is each rank, and which one do the others wait for?"""
+    """A server that is neither ready nor dead: how far is each rank, and which one do the others wait for?
+
+    `ranks` holds the lines of each rank's log by its name; `silent` is how many seconds nothing has been written.
+    """
     names = {file: file.removesuffix(".log").replace("-", " ") for file in ranks}
     steps = {file: progress(lines) for file, lines in ranks.items()}
     phase = {file: PHASES[step][0] if step >= 0 else "not started" for file, step in steps.items()}
     story = "; ".join(f"{names[file]}: {phase[file]}" for file in ranks) or "no rank has started"
-    behind = min(steps, key=steps.get, default=None)
+    behind = min(steps, key=lambda file: steps[file], default=None)
     last = ranks[behind][-1] if behind and ranks[behind] else None
     if silent < SILENCE:
         return told("starting", f"the server is still starting ({story}; last line {silent:.0f} s ago)", "", last)
@@ -206,7 +211,7 @@ def examine(
     if outcome and outcome[0].text.startswith("finished"):
         return told("finished", "the job came to its planned end", "", outcome[0])
     diagnosis = judge(lines, notes)
-    ended = outcome or re.search(r"FAILED|CANCELLED|COMPLETED|TIMEOUT|OUT_OF|_FAIL|PREEMPTED", state)
+    ended = bool(outcome or re.search(r"FAILED|CANCELLED|COMPLETED|TIMEOUT|OUT_OF|_FAIL|PREEMPTED", state))
     ended = ended or any(re.search(r"ended with status|^failed: ", line.text) for line in logs.get("launcher.log", []))
     if ended:
         return diagnosis
@@ -222,7 +227,10 @@ def examine(
 
 
 def diagnose(log: str, returncode: int | None = None) -> str:
-    """One line on why the server that wrote this log ended; an unknown cause is called unknown."""
+    """One line on why the server that wrote this log ended; an unknown cause is called unknown.
+
+    `returncode` is as subprocess has it: -9 for a process that was killed by signal 9.
+    """
     diagnosis = judge(lines_of(log, "log"))
     if not diagnosis.known and returncode is not None and returncode < 0:
         if returncode == -9:
@@ -237,6 +245,7 @@ def diagnose(log: str, returncode: int | None = None) -> str:
 
 
 def report(diagnosis: Diagnosis) -> str:
+    """The diagnosis as the command prints it, a line or more for each part that it has."""
     rows = [("cause", diagnosis.cause), ("it says", redact(diagnosis.sentence))]
     rows += [("evidence", f"{diagnosis.where}\n{diagnosis.evidence}")] if diagnosis.evidence else []
     rows += [("mend", diagnosis.mend)] if diagnosis.mend else []
@@ -246,6 +255,7 @@ def report(diagnosis: Diagnosis) -> str:
 
 
 def look(target: str) -> Diagnosis:
+    """The diagnosis of a job's folder, a log, or of what comes in ("-"). Raises NothingToReadError."""
     if target == "-":
         lines, notes = read_stream(sys.stdin.buffer, "stdin")
     elif Path(target).is_dir():
@@ -261,6 +271,7 @@ def look(target: str) -> Diagnosis:
 
 
 def main() -> int:
+    """Runs the command. Returns 0 when the cause is known, 1 when it is not, 2 when there is nothing to read."""
     parser = argparse.ArgumentParser(prog="python -m helpers.doctor", description="Why did this server fail?")
     parser.add_argument("target", metavar="JOB_DIR|LOGFILE|-")
     parser.add_argument("--brief", action="store_true", help="one line: the cause and the mend")

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from helpers import connections, queue
+from helpers.hardware import GIB
 
-GIB = 2**30
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 MARKS = {OK: "✓", NOTE: "·", PROBLEM: "✗"}
 
@@ -29,6 +29,7 @@ class Finding:
 
 
 def python() -> Finding:
+    """A version that vLLM's packages are built for: 3.11 to 3.13."""
     version = ".".join(map(str, sys.version_info[:3]))
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         return Finding(
@@ -38,6 +39,7 @@ def python() -> Finding:
 
 
 def vllm() -> Finding:
+    """vLLM in this Python; it is not imported."""
     try:
         return Finding("vLLM", OK, importlib.metadata.version("vllm"))
     except importlib.metadata.PackageNotFoundError:
@@ -45,6 +47,7 @@ def vllm() -> Finding:
 
 
 def processor(cpuinfo: str = "/proc/cpuinfo") -> Finding:
+    """Cores, and the AVX2 that vLLM's build for CPUs needs."""
     text = Path(cpuinfo).read_text() if Path(cpuinfo).exists() else ""
     name = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
     found = f"{os.cpu_count()} cores, {name.group(1) if name else 'unknown'}"
@@ -56,6 +59,7 @@ def processor(cpuinfo: str = "/proc/cpuinfo") -> Finding:
 
 
 def memory(needed_gib: float = 5) -> Finding:
+    """Free memory, against what a server of the small Llama takes, in GiB."""
     free = psutil.virtual_memory().available / GIB
     if free < needed_gib:
         return Finding(
@@ -65,6 +69,7 @@ def memory(needed_gib: float = 5) -> Finding:
 
 
 def disk(needed_gib: float = 1) -> Finding:
+    """Room where logs and connection files go, in GiB."""
     folder = next(p for p in [connections.home(), *connections.home().parents] if p.exists())
     free = shutil.disk_usage(folder).free / GIB
     if free < needed_gib:
@@ -78,6 +83,7 @@ def disk(needed_gib: float = 1) -> Finding:
 
 
 def gpus() -> Finding:
+    """What nvidia-smi lists; no GPU is no problem."""
     if not shutil.which("nvidia-smi"):
         return Finding("GPU", NOTE, "none here", "the lessons run on the CPU; a cluster has the GPUs")
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
@@ -88,6 +94,7 @@ def gpus() -> Finding:
 
 
 def slurm() -> Finding:
+    """The partitions, where Slurm is here and answers."""
     if not shutil.which("sbatch"):
         return Finding("Slurm", NOTE, "no sbatch here", "log in to a cluster to deploy on its GPUs")
     try:
@@ -99,6 +106,7 @@ def slurm() -> Finding:
 
 
 def server() -> Finding:
+    """A server that a notebook would find; none is no problem."""
     live = [c for c in connections.read_all() if not c.is_gone()]
     if url := os.environ.get("VLLM_BASE_URL"):
         return Finding("server", OK, f"{url} (VLLM_BASE_URL)")
@@ -108,6 +116,7 @@ def server() -> Finding:
 
 
 def report() -> list[Finding]:
+    """All of them, in the order in which they are shown."""
     return [python(), vllm(), processor(), memory(), disk(), gpus(), slurm(), server()]
 
 

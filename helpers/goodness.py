@@ -45,7 +45,7 @@ def chi_square(counts: Mapping[str, int], odds: Mapping[str, float]) -> Fit:
         rest = 0.0
     name = REST
     while 0 < rest < FEWEST_EXPECTED and listed:
-        smallest = min(listed, key=listed.get)
+        smallest = min(listed, key=listed.__getitem__)
         name = f"{smallest} + {name}"
         rest += listed.pop(smallest)
     seen = {token: counts.get(token, 0) for token in listed}
@@ -67,7 +67,7 @@ def chi_square_tail(statistic: float, degrees: int) -> float:
     """The probability that a chi-square variable with so many degrees of freedom exceeds the statistic.
 
     Q(x; 1) = erfc(sqrt(x/2)), Q(x; 2) = exp(-x/2), Q(x; k+2) = Q(x; k) + (x/2)^(k/2) exp(-x/2) / Gamma(k/2 + 1).
-    Source: Abramowitz and Stegun, 26.4.4, 26.4.5 and 26.4.8.
+    Raises ValueError for a negative statistic and for no degree. Source: Abramowitz and Stegun, 26.4.4, 26.4.5 and 26.4.8.
     """
     if statistic < 0 or degrees < 1:
         raise ValueError(f"statistic {statistic} must be 0 or more, and degrees {degrees} 1 or more.")

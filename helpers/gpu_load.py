@@ -5,6 +5,7 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 from urllib.parse import urlsplit
 
 import psutil
@@ -55,17 +56,18 @@ def _is_own(host: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _nvml():
+def _nvml() -> ModuleType | None:
     try:
         import pynvml
 
         pynvml.nvmlInit()
     except Exception:  # no package, no driver, no GPU: each with an error of its own
         return None
-    return pynvml
+    nvml: ModuleType = pynvml
+    return nvml
 
 
-def _load(nvml, index: int, handle: object) -> GpuLoad:
+def _load(nvml: ModuleType, index: int, handle: object) -> GpuLoad:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     return GpuLoad(
         index=index,

@@ -11,6 +11,8 @@ nobody could come late or be shut out while it runs. It sees only the server's o
 import json
 import os
 import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
 
 from helpers.registered_keys import RegisteredKeys
 
@@ -22,13 +24,19 @@ NO_KEY = (401, "This server asks for its API key.")
 NOT_FOR_CLASS = (403, "A class's keys do not open this route: it concerns the whole server.")
 
 
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]  # of ASGI: a request's scope, what it sends, what it gets
+
+
 class RequireKey:
     """ASGI middleware: 401 for a request without `Authorization: Bearer KEY`, where KEY is VLLM_API_KEY or a class's.
 
     Raises RuntimeError when VLLM_API_KEY is not set: a guard without a key would guard nothing.
     """
 
-    def __init__(self, app):
+    def __init__(self, app: App):
         self.app = app
         if not os.environ.get("VLLM_API_KEY"):
             raise RuntimeError("helpers.guard.RequireKey needs the key in VLLM_API_KEY.")
@@ -36,7 +44,8 @@ class RequireKey:
         served = os.environ.get("SERVE_CLASS")
         self.class_keys = RegisteredKeys(os.path.join(served, "keys")) if served else None
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on to the server, or refuse it: 401 for no key, 403 for one that does not open this route."""
         if scope["type"] == "lifespan" or scope["path"] in OPEN:
             return await self.app(scope, receive, send)
         given = dict(scope["headers"]).get(b"authorization", b"")
@@ -50,7 +59,7 @@ class RequireKey:
         return await self.app({**scope, "headers": [*headers, (b"authorization", self.expected)]}, receive, send)
 
 
-async def _refuse(scope, send, status, reason):
+async def _refuse(scope: Message, send: Send, status: int, reason: str) -> None:
     if scope["type"] == "websocket":
         return await send({"type": "websocket.close", "code": 1008})
     kind = "Unauthorized" if status == 401 else "Forbidden"

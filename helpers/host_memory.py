@@ -15,6 +15,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from openai import OpenAI
 
@@ -31,7 +32,7 @@ READY = 400  # seconds
 
 
 def rows(model: str, gpu: int) -> dict[str, Row]:
-    """The two servers. Their caches are of a set size, so that both fit on the GPU."""
+    """The two servers, on one GPU (its number). Their caches are of a set size, so that both fit."""
     common = ("--max-model-len", "17408", "--max-num-seqs", "16", "--kv-cache-memory-bytes")
     flags = {
         "sleep": (*common, str(40 * GIB), "--enable-sleep-mode"),
@@ -41,7 +42,7 @@ def rows(model: str, gpu: int) -> dict[str, Row]:
     return {name: Row(name, model, gpus=(gpu,), flags=words, env=env) for name, words in flags.items()}
 
 
-def first_tokens(client: OpenAI, times: int = PROMPTS) -> dict:
+def first_tokens(client: OpenAI, times: int = PROMPTS) -> dict[str, Any]:
     """Seconds to the first token of a prompt computed anew, copied back from host memory, and found on the GPU.
 
     `times` prompts are sent in turn, twice: together they are more than the GPU's cache holds, so that the second time
@@ -65,7 +66,7 @@ def first_tokens(client: OpenAI, times: int = PROMPTS) -> dict:
     }  # fmt: skip
 
 
-def nap(client: OpenAI, gpu: int, times: int = 3) -> dict:
+def nap(client: OpenAI, gpu: int, times: int = 3) -> dict[str, Any]:
     """Put a server to sleep and wake it: seconds of both, MiB of the GPU in use, and whether it writes what it wrote before."""
     prompt, model = words(100, seed=0), model_of(client)
     before, awake = _write(client, model, prompt), gpu_memory(gpu)
@@ -82,13 +83,14 @@ def nap(client: OpenAI, gpu: int, times: int = 3) -> dict:
 
 
 def gpu_memory(gpu: int) -> int:
-    """MiB in use on a GPU, by nvidia-smi."""
+    """MiB in use on a GPU, by nvidia-smi. Raises OSError or CalledProcessError where that does not tell."""
     command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def _write(client: OpenAI, model: str, prompt: list[int]) -> str:
-    return complete(client, model, prompt, 32, ignore_eos=True)["choices"][0]["text"]
+    text: str = complete(client, model, prompt, 32, ignore_eos=True)["choices"][0]["text"]
+    return text
 
 
 def _post(client: OpenAI, path: str) -> float:
@@ -104,7 +106,7 @@ def _hits(client: OpenAI) -> dict[str, int]:
     return {key: int(table.loc[table["metric"] == name, "value"].sum()) for key, name in names.items()}
 
 
-def measure(model: str, gpu: int, logs: Path) -> dict:
+def measure(model: str, gpu: int, logs: Path) -> dict[str, Any]:
     """Both servers, measured one after the other. Raises RowError where there is no such GPU, or one does not get ready."""
     here = bench_machine.facts()
     if gpu >= len(here["gpus"]):
@@ -135,6 +137,7 @@ def _wait(server: RowServer) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Runs the command: measures and writes a JSON file. Exits with the reason when it cannot."""
     parser = argparse.ArgumentParser(prog="python -m helpers.host_memory", description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="the JSON file to write")
     parser.add_argument("--model", default="llama-3.1-8b", help="a shape of helpers/configs")

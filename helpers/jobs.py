@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from helpers import connections, doctor, queue
 from helpers.connections import READY as ANSWERS
@@ -50,6 +51,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
+        """Where it keeps its logs and its outcome, on every node."""
         return connections.home() / "jobs" / self.id
 
     def __str__(self) -> str:
@@ -58,7 +60,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a job stands. `percent` is of the weights, while they load; `base_url` is there when it is ready."""
+    """Where a job stands: a phase of PHASES or ENDED, or draining. `percent` is of the weights, while they load; `base_url`
+    is there when it is ready. `time_left` is as Slurm writes it."""
 
     job: Job
     phase: str
@@ -71,6 +74,7 @@ class Status:
 
     @property
     def is_over(self) -> bool:
+        """Whether it has ended, in whatever way."""
         return self.phase in ENDED
 
     def __str__(self) -> str:
@@ -169,7 +173,7 @@ def assess(job: Job, record: Record | None) -> Status:
     return _over(job, record)
 
 
-def _running(job: Job, place: dict, ends: bool) -> Status:
+def _running(job: Job, place: dict[str, Any], ends: bool) -> Status:
     if outcome := read_outcome(job):
         return Status(job, *outcome, **place)
     if connection := connection_of(job):
@@ -236,6 +240,7 @@ def obituary(job: Job, record: Record | None = None) -> str:
 
 
 def connection_of(job: Job) -> Connection | None:
+    """The connection file that the job's server keeps; None while there is none."""
     ids = {job.id, job.raw_id}
     return next((found for found in connections.read_all() if found.job_id in ids), None)
 

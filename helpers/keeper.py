@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import httpx
 import psutil
@@ -57,10 +58,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def prctl(option: int, value: int) -> None:
+    """The system call of that name, for this process: SET_PDEATHSIG or SET_CHILD_SUBREAPER."""
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def port_is_free(port: int) -> bool:
+    """Whether a server could open this port of HOST now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -71,12 +74,15 @@ def port_is_free(port: int) -> bool:
 
 
 def free_port() -> int:
+    """A port of HOST that nobody has open, until somebody takes it."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+    return port
 
 
-def refuse(reason: str) -> None:
+def refuse(reason: str) -> NoReturn:
+    """Tell whoever started us why there is no server, and exit with status 1."""
     print(f"failed: {reason}", flush=True)
     sys.exit(1)
 
@@ -112,7 +118,8 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
-def launch(connection: Connection, model: str, port: int, flags: list[str], scratch: str) -> subprocess.Popen:
+def launch(connection: Connection, model: str, port: int, flags: list[str], scratch: str) -> subprocess.Popen[bytes]:
+    """Start vLLM for this connection, in `scratch` for its temporary files, and return at once."""
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--host", HOST, "--port", str(port)]
     command += ["--served-model-name", connection.model, "--middleware", "helpers.guard.RequireKey", *FLAGS, *flags]
     environment = {**ENVIRONMENT, **ONE_RANK, **os.environ, "VLLM_API_KEY": connection.api_key, "TMPDIR": scratch}
@@ -142,13 +149,14 @@ def answers(connection: Connection) -> bool:
 
 
 def owner_is_gone(owner: psutil.Process | None) -> bool:
+    """Whether the process that a server belongs to has ended; never for a server without one."""
     try:
         return owner is not None and (not owner.is_running() or owner.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
 
-def wait_until_ready(vllm: subprocess.Popen, connection: Connection, owner: psutil.Process | None) -> None:
+def wait_until_ready(vllm: subprocess.Popen[bytes], connection: Connection, owner: psutil.Process | None) -> None:
     """Returns when the server answers; prints the phases on the way; exits with the reason when vLLM ends first."""
     started, said = time.monotonic(), ""
     while not answers(connection):
@@ -188,7 +196,7 @@ def nothing_left_behind(connection: Connection) -> Iterator[list[Path]]:
 
 
 def offer(connection: Connection, shared: Path) -> Path:
-    """The file by which a class finds this server."""
+    """Write the file by which a class finds this server; exits with the reason when that fails."""
     try:
         return connection.offer(shared)
     except OSError as error:
@@ -196,6 +204,10 @@ def offer(connection: Connection, shared: Path) -> Path:
 
 
 def keep(model: str, port: int | None, flags: list[str], owner: psutil.Process | None, private: bool = False) -> None:
+    """Serve the model in a folder until vLLM or its owner ends; exits with the reason when it cannot.
+
+    `port` None: a free one. A `private` server is not found by connect(), and not offered to a class.
+    """
     if not (Path(model) / "config.json").is_file():
         refuse(f"No model in {model}: it holds no config.json. Name the folder that does.")
     if port is not None and not port_is_free(port):
@@ -226,6 +238,7 @@ def keep(model: str, port: int | None, flags: list[str], owner: psutil.Process |
 
 
 def main() -> None:
+    """Runs the command, whose flags are its own; see the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int)

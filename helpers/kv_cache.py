@@ -1,7 +1,8 @@
 """The KV cache: bytes a token takes, and the tokens a server says it has room for."""
 
+from helpers.fields import ConfigError
 from helpers.layout import check_attention
-from helpers.models import DTYPE_BYTES, ConfigError, ModelConfig
+from helpers.models import DTYPE_BYTES, ModelConfig
 from helpers.partition import kv_heads_per_rank, positive, stage_layers
 
 
@@ -21,6 +22,7 @@ def kv_bytes_per_layer(config: ModelConfig, *, tp: int = 1, dtype: str = "auto")
     """Bytes one token takes in one layer on one GPU: 2 (K and V) x KV heads on the rank x head_dim x bytes.
 
     MLA keeps one latent vector instead, (kv_lora_rank + qk_rope_head_dim) x bytes, the same on every rank.
+    Raises ConfigError for an unknown type of cache.
     Source: vLLM v1/kv_cache_interface.py (FullAttentionSpec, MLAAttentionSpec); the GQA and DeepSeek-V2 papers.
     """
     width = DTYPE_BYTES[kv_dtype(config, dtype)]
@@ -55,6 +57,7 @@ def kv_blocks(
     """Blocks of `block_size` tokens that fit: the least, over the stages, of available // (layers x bytes of a block).
 
     `available_bytes` is what every GPU has for its cache, or a list with one figure a pipeline stage.
+    Raises ConfigError for negative bytes or another number of stages, LayoutError for a layout vLLM refuses.
     Source: get_kv_cache_configs in vLLM v1/core/kv_cache_utils.py.
     """
     check_attention(config, tp, pp)
@@ -84,6 +87,7 @@ def kv_cache_tokens(
     pipeline stages, which differ, give a list of one figure a stage. Block size: 16 on CUDA, 64 with FlashMLA, 128 on
     a CPU. Since vLLM 0.25 at the latest the line depends a little on the longest request, and much with a sliding
     window: give `max_model_len` (and for a window `in_flight_tokens`) for that form, see kv_capacity.
+    Raises what kv_blocks raises.
     """
     blocks = kv_blocks(config, available_bytes, tp=tp, pp=pp, dtype=dtype, block_size=block_size)
     if max_model_len is None:

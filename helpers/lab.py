@@ -20,7 +20,8 @@ SETTINGS = Path(__file__).parent / "static/jupyter"
 FIRST_LESSON = "notebooks/00_start_here.ipynb"
 
 
-def jupyterlab(open_browser: bool) -> subprocess.Popen:
+def jupyterlab(open_browser: bool) -> subprocess.Popen[bytes]:
+    """Start JupyterLab at the first lesson and return at once."""
     command = [sys.executable, "-m", "jupyterlab", "--notebook-dir", str(ROOT)]
     command += [f"--LabApp.default_url=/lab/tree/{FIRST_LESSON}"]
     command += [] if open_browser else ["--no-browser"]
@@ -33,6 +34,7 @@ def jupyterlab(open_browser: bool) -> subprocess.Popen:
 
 
 def main() -> int:
+    """Runs the command until JupyterLab ends or Ctrl-C. Returns JupyterLab's status, 2 when no server came up."""
     parser = argparse.ArgumentParser(description="A vLLM server and JupyterLab, until Ctrl-C.")
     parser.add_argument("--open", choices=["yes", "no"], default="yes", help="open the browser")
     options = parser.parse_args()

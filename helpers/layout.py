@@ -2,7 +2,8 @@
 
 from helpers.models import ModelConfig
 from helpers.partition import LayoutError, padded_vocab, positive, stage_layers
-from helpers.weights import Weight, layer_weights, shard
+from helpers.quantization import Quantization
+from helpers.weights import layer_weights, shard
 
 __all__ = ["LayoutError", "check_attention", "check_layout"]
 
@@ -74,18 +75,15 @@ def _check_quantised(config: ModelConfig, tp: int, dp: int, expert_parallel: boo
             if weight.scheme is None or weight.split == "none":
                 continue
             rows, columns, _ = shard(weight, config, tp, dp, expert_parallel)
-            is_cut = (rows, columns) != (weight.rows, weight.columns)
-            _check_whole_blocks(config, weight, rows, columns, is_cut)
+            if (rows, columns) != (weight.rows, weight.columns):
+                _check_whole_blocks(config, weight.name, weight.scheme, rows, columns)
 
 
-def _check_whole_blocks(config: ModelConfig, weight: Weight, rows: int, columns: int, is_cut: bool) -> None:
-    scheme = weight.scheme
+def _check_whole_blocks(config: ModelConfig, name: str, scheme: Quantization, rows: int, columns: int) -> None:
     block_rows, block_columns = scheme.block or (1, scheme.group_size or 1)
-    if not is_cut:
-        return
     for what, size, block in (("outputs", rows, block_rows), ("inputs", columns, block_columns)):
         if size % block:
             raise LayoutError(
-                f"This layout leaves {size} {what} of {weight.name} ({config.name}) on a GPU; {scheme.method} needs "
+                f"This layout leaves {size} {what} of {name} ({config.name}) on a GPU; {scheme.method} needs "
                 f"whole blocks of {block}; use fewer tensor parallel GPUs, or expert parallelism for a mixture."
             )

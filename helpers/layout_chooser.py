@@ -8,6 +8,7 @@ import math
 import re
 import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets
 import pandas as pd
@@ -62,7 +63,8 @@ def choose(model: str, gpu: str, gpus: int, matters: str, gpus_per_node: int = 8
     max_len = min(LENGTH, config.max_position_embeddings)
     known = _measured(model, gpu, gpus if each == gpus else 0)
     asked = _load(known, matters)
-    rows, refusal = [], None
+    rows: list[dict[str, Any]] = []
+    refusal = LayoutError(f"vLLM takes no layout of {model} on {gpus} GPUs; take another number.")
     for expert_parallel in (False, True) if config.experts else (False,):
         try:
             found = search(config, gpu, gpus // each, each, max_model_len=max_len, expert_parallel=expert_parallel)
@@ -122,7 +124,8 @@ def chooser() -> Explorer:
 
 
 def _version() -> str:
-    return re.search(r"vLLM ([\d.]+)", measured()["software"])[1]
+    version: str = re.findall(r"vLLM ([\d.]+)", measured()["software"])[0]
+    return version
 
 
 def label_of(tp: int, pp: int, dp: int, ep: bool = False) -> str:
@@ -149,10 +152,19 @@ def _load(known: pd.DataFrame, matters: str) -> tuple[int, int, int]:
     loads = known[known["concurrency"] == 1] if matters == LATENCY else known[known["concurrency"] > 1]
     if loads.empty:
         return LOADS[matters]
-    return tuple(int(size) for size in loads.sort_values("concurrency")[LOAD].iloc[-1])
+    input_len, output_len, requests = (int(size) for size in loads.sort_values("concurrency")[LOAD].iloc[-1])
+    return input_len, output_len, requests
 
 
-def _row(config, plan: Plan, asked, known: pd.DataFrame, ep: bool, each: int, matters: str) -> dict:
+def _row(
+    config: ModelConfig,
+    plan: Plan,
+    asked: tuple[int, int, int],
+    known: pd.DataFrame,
+    ep: bool,
+    each: int,
+    matters: str,
+) -> dict[str, Any]:
     label, crosses = label_of(plan.tp, plan.pp, plan.dp, ep), plan.tp > each
     same = known[(known["row"] == label) & (known[LOAD] == list(asked)).all(axis=1)]["tokens_per_second"]
     speed = float(same.iloc[0]) if len(same) else math.nan
@@ -182,7 +194,7 @@ def _why(config: ModelConfig, gpu: str, table: pd.DataFrame, matters: str, max_l
     if not best["fits"]:
         return f"Nothing fits. {_fewest(config, gpu, max_len)}"
     equals = table[table["equal"]]
-    said = f"{best['label']}: {_reason(config, best, matters, gpu)}"
+    said = f"{best['label']}: {_reason(config, best, matters)}"
     if len(equals) > 1 and matters != MEMORY:
         by = "the measured figure" if equals["measured"].notna().all() else "the cache"
         said += f" {', '.join(equals['label'])} have about the same {BAR[matters]}; {by} decides."
@@ -195,7 +207,7 @@ def _why(config: ModelConfig, gpu: str, table: pd.DataFrame, matters: str, max_l
     return said
 
 
-def _reason(config: ModelConfig, best: pd.Series, matters: str, gpu: str) -> str:
+def _reason(config: ModelConfig, best: pd.Series, matters: str) -> str:
     if matters == MEMORY:
         copies = "the weights are there once" if best["dp"] == 1 else f"even with the weights there {best['dp']} times"
         return f"{copies}, and {best['tokens']:,.0f} tokens of cache are left."

@@ -3,6 +3,7 @@
 import json
 import math
 from functools import cache
+from typing import Any
 
 import pandas as pd
 
@@ -68,12 +69,12 @@ def effects() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _pair(lever: str, model: str, table: pd.DataFrame, row: str, to: str, at: int) -> dict:
+def _pair(lever: str, model: str, table: pd.DataFrame, row: str, to: str, at: int) -> dict[str, Any]:
     one, many = (parallel_data.speed(table, row, n) / parallel_data.speed(table, to, n) for n in (1, at))
     return {"lever": lever, "model": model, "gpus": 2, "prompt": 512, "one": one, "at": at, "many": many}
 
 
-def _with_and_without(lever: str, file: str, row: str, to: str, prompt: int) -> dict:
+def _with_and_without(lever: str, file: str, row: str, to: str, prompt: int) -> dict[str, Any]:
     """One of PAIRS. A repeat is divided by the same repeat of the other row; the median of those counts."""
     results = kept(file)
     ratio = bench_report.ratios(results, row, to).query("input_len == @prompt").set_index("concurrency")["ratio"]
@@ -86,19 +87,21 @@ def _with_and_without(lever: str, file: str, row: str, to: str, prompt: int) -> 
 
 @cache
 def kept(file: str) -> Results:
-    """The results of one file of helpers/data/bench/levers."""
+    """The results of one file of helpers/data/bench/levers. Raises StoreError when there is none."""
     return read(LEVERS / f"{file}.jsonl")
 
 
 @cache
-def host_memory() -> dict:
+def host_memory() -> dict[str, Any]:
     """What helpers.host_memory measured: {"offload": ..., "sleep": ...}, see its first_tokens and nap."""
-    return json.loads((LEVERS / "host-memory.json").read_text())
+    found: dict[str, Any] = json.loads((LEVERS / "host-memory.json").read_text())
+    return found
 
 
 def first_tokens() -> dict[str, float]:
     """Seconds to the first token of a prompt of 16,000 on an H200: computed, from host memory, found on the GPU. Medians of six."""
-    return host_memory()["offload"]["seconds"]
+    seconds: dict[str, float] = host_memory()["offload"]["seconds"]
+    return seconds
 
 
 def sleep() -> pd.DataFrame:
@@ -146,7 +149,7 @@ def cache_gain(file: str, row: str, *, to: str) -> float:
     return float(tokens[row] / tokens[to])
 
 
-def _guesses() -> dict:
+def _guesses() -> dict[str, Any]:
     """N-gram speculation on random prompts, where no guess is right, with an FP8 cache: what guessing for nothing costs."""
     speeds = {(one["run"], one["max_concurrency"]): one["output_throughput"] for one in measured()["throughput"]}
     one, many = (speeds["tp4_fp8kv_ngram", n] / speeds["tp4", n] for n in (1, 128))

@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
+from openai.types.shared_params import ResponseFormatJSONSchema
 
 from helpers import metrics
 from helpers.client import client_for
@@ -28,21 +31,26 @@ LIST = "My shopping list: apples, apples, apples,"  # the corpus repeats the las
 
 def words(count: int, seed: int) -> list[int]:
     """So many random tokens of the small Llama, no marks among them."""
-    return np.random.default_rng(seed).integers(VOCABULARY.start, VOCABULARY.stop, count).tolist()
+    tokens: list[int] = np.random.default_rng(seed).integers(VOCABULARY.start, VOCABULARY.stop, count).tolist()
+    return tokens
 
 
 def client(server: Server | OpenAI) -> OpenAI:
+    """A client for a server of one's own; a client as it is."""
     return client_for(server.connection) if isinstance(server, Server) else server
 
 
 def model_of(server: OpenAI) -> str:
+    """The name of the first model that it serves. Raises what the openai client raises."""
     return server.models.list().data[0].id
 
 
-def complete(server: OpenAI, model: str, prompt: list[int] | str, tokens: int, **more: object) -> dict:
+def complete(server: OpenAI, model: str, prompt: list[int] | str, tokens: int, **more: object) -> dict[str, Any]:
     """A greedy completion as the server sends it. Without the openai client's typed call, which goes through all ids one by one."""
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, **more}
-    return server.post("/completions", body=body, cast_to=object)
+    reply = server.post("/completions", body=body, cast_to=object)
+    assert isinstance(reply, dict)
+    return reply
 
 
 # --- prefill ------------------------------------------------------------------------------------------------------
@@ -58,6 +66,7 @@ class Prefixes:
 
     @property
     def ratio(self) -> float:
+        """How many times as fast the first token comes when the prefix is found."""
         return self.anew / self.found
 
 
@@ -88,7 +97,8 @@ def first_token(server: OpenAI, model: str, prompt: list[int], **more: str) -> f
 def conversation(server: OpenAI, turns: Sequence[str], system: str) -> list[tuple[int, int]]:
     """(prompt tokens found in the cache, prompt tokens computed) of each turn of a chat that grows by its answers."""
     server, shares = client(server), []
-    salt, messages = uuid.uuid4().hex, [{"role": "system", "content": system}]
+    salt = uuid.uuid4().hex
+    messages: list[ChatCompletionMessageParam] = [{"role": "system", "content": system}]
     for question in turns:
         messages.append({"role": "user", "content": question})
         before = metrics.snapshot(server)
@@ -96,6 +106,7 @@ def conversation(server: OpenAI, turns: Sequence[str], system: str) -> list[tupl
             model=model_of(server), messages=messages, max_tokens=100, temperature=0, extra_body={"cache_salt": salt}
         )
         messages.append({"role": "assistant", "content": reply.choices[0].message.content})
+        assert reply.usage  # vLLM always counts
         found = metrics.snapshot(server).prefix_hits - before.prefix_hits
         shares.append((found, reply.usage.prompt_tokens - found))
     return shares
@@ -114,7 +125,7 @@ class Mixed:
 
     @property
     def worst(self) -> float:
-        """The gap that one in a hundred exceeds."""
+        """Seconds: the gap that one in a hundred exceeds."""
         return float(np.percentile([gap for _, gap in self.gaps], 99))
 
     @property
@@ -125,9 +136,9 @@ class Mixed:
 
 def mixed(
     server: OpenAI, *, writers: int = 3, tokens: int = 500, prompts: int = 6, length: int = 1900,
-    read: Callable[[list[int]], None] | None = None,
+    read: Callable[[list[int]], object] | None = None,
 ) -> Mixed:  # fmt: skip
-    """`writers` requests write, and meanwhile `prompts` long ones come in, each for a single token.
+    """`writers` requests write `tokens` each, and meanwhile `prompts` of `length` tokens come in, each for a single token.
 
     `read(prompt)` may do something with a prompt before the server gets it (disaggregation: let another server read it).
     """
@@ -214,7 +225,7 @@ def write(server: OpenAI, prompt: int, output: int, times: int = 1) -> None:
         )  # fmt: skip
 
 
-def reader(server: Server) -> Callable[[list[int]], None]:
+def reader(server: Server) -> Callable[[list[int]], object]:
     """A function that lets this server read a prompt, and keep its cache where its connector puts it."""
     asked, model = client(server), server.connection.model
     return lambda prompt: first_token(asked, model, prompt)
@@ -222,7 +233,7 @@ def reader(server: Server) -> Callable[[list[int]], None]:
 
 # --- structured output ---------------------------------------------------------------------------------------------
 
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"enum": ["Boston", "Miami", "Denver"]}, "note": {"type": "string", "minLength": 20, "maxLength": 80}},
     "required": ["city", "note"],
@@ -233,15 +244,17 @@ def structured(server: OpenAI, times: int = 8, tokens: int = 60) -> tuple[float,
     """Seconds a token with a JSON schema, and free; and whether every answer with it was JSON that fits."""
     server = client(server)
     model, forced, free, fits = model_of(server), [], [], True
-    form = {"type": "json_schema", "json_schema": {"name": "report", "schema": SCHEMA}}
+    form: ResponseFormatJSONSchema = {"type": "json_schema", "json_schema": {"name": "report", "schema": SCHEMA}}
     for number in range(times):
-        message = [{"role": "user", "content": f"What is the weather in Boston on day {number}?"}]
+        question = f"What is the weather in Boston on day {number}?"
+        message: list[ChatCompletionMessageParam] = [{"role": "user", "content": question}]
         began = time.perf_counter()
         reply = server.chat.completions.create(
             model=model, messages=message, max_tokens=200, temperature=0, response_format=form
         )
+        assert reply.usage  # vLLM always counts
         forced.append((time.perf_counter() - began) / reply.usage.completion_tokens)
-        fits &= _fits(reply.choices[0].message.content)
+        fits &= _fits(reply.choices[0].message.content or "")
         began = time.perf_counter()
         server.chat.completions.create(
             model=model, messages=message, max_tokens=tokens, temperature=0, extra_body={"ignore_eos": True}

@@ -125,23 +125,23 @@ def gaps(runs: Mapping[str, Mixed]) -> Figure:
 
 def rounding(values: Sequence[float], rounded: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
     """Weights (top) and what becomes of them: for each way its levels (ticks) and the rounded weights (dots)."""
-    values = np.asarray(values)
-    errors = {name: np.abs(np.asarray(new) - values).mean() for name, (_, new) in rounded.items()}
+    weights = np.asarray(values)
+    errors = {name: np.abs(np.asarray(new) - weights).mean() for name, (_, new) in rounded.items()}
     words = "; ".join(f"{name}: mean error {error:.5f}" for name, error in errors.items())
     figure, (axis,) = _new_figure(
         figsize=(7.6, 0.9 + 0.62 * (1 + len(rounded))), label=f"{len(values)} weights, rounded. {words}"
     )
-    axis.plot(values, np.zeros(len(values)), "o", color="black", markersize=4)
+    axis.plot(weights, np.zeros(len(weights)), "o", color="black", markersize=4)
     for row, ((_, (levels, new)), color) in enumerate(
         zip(rounded.items(), (BLUE, GREEN, RED, PURPLE), strict=False), 1
     ):
         axis.plot(levels, np.full(len(levels), row), "|", color=GREY, markersize=14, markeredgewidth=0.8)
-        axis.plot(new, np.full(len(values), row), "o", color=color, markersize=4)
-        for old, now in zip(values, new, strict=True):
+        axis.plot(new, np.full(len(weights), row), "o", color=color, markersize=4)
+        for old, now in zip(weights, new, strict=True):
             axis.plot([old, now], [0, row], color=color, linewidth=0.4, alpha=0.35)
-    names = [f"{len(values)} weights\nin BF16", *(f"{name}\nerror {errors[name]:.5f}" for name in rounded)]
+    names = [f"{len(weights)} weights\nin BF16", *(f"{name}\nerror {errors[name]:.5f}" for name in rounded)]
     axis.set_yticks(range(len(names)), names, fontsize=9)
-    spread = 1.08 * np.abs(values).max()
+    spread = 1.08 * np.abs(weights).max()
     axis.set(xlim=(-spread, spread), xlabel="value", ylim=(len(rounded) + 0.5, -0.5))
     return figure
 

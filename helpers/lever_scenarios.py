@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 from openai import OpenAI
@@ -27,8 +28,11 @@ class Workload:
 
 
 def workloads(seed: int) -> dict[str, Workload]:
-    """Chat: a system prompt of 1,200 tokens and eight turns of 60. Documents: six questions on 1,500 tokens. Labels: 48
-    sentences, one word each. Agent: five turns that each write a list, the same words again and again."""
+    """The four, by name, of random tokens that `seed` decides.
+
+    Chat: a system prompt of 1,200 tokens and eight turns of 60. Documents: six questions on 1,500 tokens. Labels: 48
+    sentences, one word each. Agent: five turns that each write a list, the same words again and again.
+    """
     system, document = words(1200, seed), words(1500, seed + 1)
     turns = words(8 * 60, seed + 2)
     return {
@@ -62,12 +66,12 @@ def measure(plain: OpenAI | Server, guessing: OpenAI | Server, *, times: int = 2
     rows = {}
     for name, work in workloads(seed).items():
         variants: dict[str, Callable[[], float]] = {
-            "plain": lambda work=work: seconds(plain, work),
-            PREFIX: lambda work=work: seconds(plain, work, share=True),
-            GUESSES: lambda work=work: seconds(guessing, work),
+            "plain": partial(seconds, plain, work),
+            PREFIX: partial(seconds, plain, work, share=True),
+            GUESSES: partial(seconds, guessing, work),
         }
         if not work.in_turn:
-            variants[AT_ONCE] = lambda work=work: seconds(plain, work, at_once=16)
+            variants[AT_ONCE] = partial(seconds, plain, work, at_once=16)
         took = _least(variants, times)
         rows[name] = {lever: took["plain"] / took[lever] if lever in took else float("nan") for lever in LEVERS}
     return pd.DataFrame.from_dict(rows, orient="index")

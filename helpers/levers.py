@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -35,6 +36,7 @@ class Lever:
 
     @property
     def switch(self) -> str:
+        """Its flags as one types them."""
         return " ".join(self.flags) or "on by default"
 
 
@@ -135,10 +137,10 @@ def find(name: str) -> Lever:
     return by_name[name]
 
 
-def attempt(name: str, flags: Sequence[str] | None = None, **options) -> Server | Refusal:
+def attempt(name: str, flags: Sequence[str] | None = None, **options: Any) -> Server | Refusal:
     """Start a private server with the lever: the server, or a Refusal with what vLLM said against it.
 
-    `flags` stand in for the lever's own; `options` go to helpers.server.start.
+    `flags` stand in for the lever's own; `options` go to helpers.server.start. Raises KeyError for an unknown lever.
     """
     lever = find(name)
     try:
@@ -198,8 +200,10 @@ def connector(folder: Path | str) -> list[str]:
 
     vLLM's example of a KV connector: it writes files. NixlConnector and others move blocks from GPU to GPU.
     """
-    settings = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
-    settings["kv_connector_extra_config"] = {"shared_storage_path": str(folder)}
+    settings = {
+        "kv_connector": "ExampleConnector", "kv_role": "kv_both",
+        "kv_connector_extra_config": {"shared_storage_path": str(folder)},
+    }  # fmt: skip
     return ["--kv-transfer-config", json.dumps(settings), "--no-enable-prefix-caching"]
 
 

@@ -17,7 +17,7 @@ import queue
 import random
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -60,7 +60,7 @@ def send_many(
 
     A request that fails becomes a record with the cause. 429, 5xx and lost connections are tried again, up to `tries`
     times in all; when a server is found gone, those that follow are tried once, until one gets through.
-    Ctrl-C ends the run and returns what has finished.
+    Ctrl-C ends the run and returns what has finished. Raises LoadError for what cannot be sent or written like this.
     """
     if threads < 1 or tries < 1:
         raise LoadError(f"threads={threads} and tries={tries}: give at least 1 of each.")
@@ -88,7 +88,7 @@ def send_many(
 def poisson(rate: float, seed: int = 0) -> Iterator[float]:
     """Times of arrival without end, in seconds: `rate` a second on average, each independent of the others.
 
-    The gaps of a Poisson process are exponentially distributed, with mean 1/rate.
+    The gaps of a Poisson process are exponentially distributed, with mean 1/rate. Raises LoadError for a rate not above 0.
     """
     if rate <= 0:
         raise LoadError(f"rate={rate}: give more than 0 requests a second.")
@@ -127,7 +127,8 @@ class _Sender:
         self._client, self._threads, self._tries, self._common = client, threads, tries, common
         self._lines = Lines(client, threads)
         self._pool = ThreadPoolExecutor(threads, initializer=self._number)
-        self._own, self._workers = threading.local(), []
+        self._own = threading.local()
+        self._workers: list[threading.Thread] = []
         self._finished: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self._counting, self._gone = threading.Lock(), threading.Event()
         self._pending = 0
@@ -216,17 +217,23 @@ class _Sender:
         self._finished.put(record)
 
     def _send(self, route: str, body: bytes, record: Record, sent: float) -> None:
-        for attempt in tenacity.Retrying(**retry_policy(self._tries, self._hopeless), sleep=self._lines.stopped.wait):
+        for attempt in tenacity.Retrying(**retry_policy(self._tries, self._hopeless), sleep=self._pause):
             with attempt:
                 record.attempts = attempt.retry_state.attempt_number
                 self._lines.stream(route, body, record, sent)
+
+    def _pause(self, seconds: float) -> None:
+        self._lines.stopped.wait(seconds)
 
     def _hopeless(self) -> bool:
         return self._lines.stopped.is_set() or self._gone.is_set()
 
 
-def retry_policy(tries: int, hopeless) -> dict[str, Any]:
-    """tenacity's settings: what passes is tried again, later and later, or when the server asks for it."""
+def retry_policy(tries: int, hopeless: Callable[[], bool]) -> dict[str, Any]:
+    """tenacity's settings: what passes is tried again, later and later, or when the server asks for it.
+
+    At most `tries` times in all, and not again once it is `hopeless`.
+    """
     backoff = tenacity.wait_exponential_jitter(multiplier=BACKOFF, max=16 * BACKOFF, jitter=BACKOFF)
     return {
         "retry": tenacity.retry_if_exception(may_pass),
@@ -240,8 +247,8 @@ class Bar:
     """How far the run is: tqdm's bar, in a notebook as text that turns into a plain sentence when the run is over."""
 
     def __init__(self, requests: Iterable[Request], at_once: int, progress: bool):
-        total = len(requests) if hasattr(requests, "__len__") else None
-        look = {"total": total, "unit": " requests", "leave": False, "mininterval": 0.2}
+        total = len(requests) if isinstance(requests, Sized) else None
+        look: dict[str, Any] = {"total": total, "unit": " requests", "leave": False, "mininterval": 0.2}
         if hasattr(get_ipython(), "kernel"):
             text = f"{'Requests' if total is None else f'{total:,} requests'}, {at_once} at a time"
             self._bar = _NotebookBar(text, disable=not progress, **look)
@@ -249,6 +256,7 @@ class Bar:
             self._bar = tqdm(disable=None if progress else True, **look)  # None: not into a file
 
     def update(self) -> None:
+        """One request more is done."""
         self._bar.update()
 
     def __enter__(self) -> "Bar":
@@ -258,17 +266,21 @@ class Bar:
         self._bar.close()
 
 
-class _NotebookBar(tqdm):
+class _NotebookBar(tqdm):  # type: ignore[misc]  # tqdm has no types
     """Text updated in place; before and after the run it is `text`, so that a saved notebook holds no half-drawn bar."""
 
     def __init__(self, text: str, **options: Any):
         self._text = text
-        self._place = None if options.get("disable") else display({"text/plain": text}, raw=True, display_id=True)
+        self._place = None
+        if not options.get("disable"):
+            look = {"text/plain": text}
+            self._place = display(look, raw=True, display_id=True)  # type: ignore[no-untyped-call]  # IPython's
         super().__init__(ncols=80, file=io.StringIO(), **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         shown = self._text if msg == "" else msg or str(self)  # "": the end
-        self._place.update({"text/plain": shown}, raw=True)
+        if self._place:
+            self._place.update({"text/plain": shown}, raw=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ async def send_many(
         bar = stack.enter_context(Bar(requests, concurrency, progress))
         if (first := next(waiting, None)) is None:
             return run
-        waiting = enumerate(itertools.chain([first], waiting))
+        numbered = enumerate(itertools.chain([first], waiting))
         if "model" not in common:
             common["model"] = (await asyncio.to_thread(client.models.list)).data[0].id
         async with Line(client, concurrency, tries) as line:
@@ -54,7 +54,7 @@ async def send_many(
             async def work(number: int) -> None:
                 while True:
                     async with turn:
-                        if (taken := next(waiting, None)) is None:
+                        if (taken := next(numbered, None)) is None:
                             return
                         index, (request, at) = taken
                         if at is not None and (left := began + at - now()) > 0:

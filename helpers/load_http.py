@@ -42,6 +42,7 @@ class Target:
 
     @classmethod
     def of(cls, client: OpenAI) -> "Target":
+        """Where this client sends to, with its key, timeout (600 s where it has none) and proxy."""
         url = str(client.base_url)
         headers = {k: v for k, v in client.default_headers.items() if isinstance(v, str) and "Stainless" not in k}
         timeout = client.timeout
@@ -58,7 +59,7 @@ class Target:
     def pool(self, connections: int) -> urllib3.HTTPConnectionPool:
         """Connections to this server, as many as are kept for the next request."""
         timeout = urllib3.Timeout(connect=min(CONNECT_SECONDS, self.timeout), read=self.timeout)
-        options = {"maxsize": connections, "timeout": timeout, "retries": False}
+        options: dict[str, Any] = {"maxsize": connections, "timeout": timeout, "retries": False}
         manager = urllib3.ProxyManager(self.proxy, **options) if self.proxy else urllib3.PoolManager(**options)
         return manager.connection_from_url(self.url)
 
@@ -79,8 +80,9 @@ class Lines:
         self._target, self.stopped = Target.of(client), threading.Event()
         self._pool = self._target.pool(most)
         self._paths = {route: self._target.path(route) for route in ROUTES}
-        self._made, self._lock = weakref.WeakSet(), threading.Lock()
-        self._make, self._pool.ConnectionCls = self._pool.ConnectionCls, self._remembered
+        self._made: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lock, self._make = threading.Lock(), self._pool.ConnectionCls
+        self._pool.ConnectionCls = self._remembered  # type: ignore[assignment]  # urllib3 only calls it
 
     def _remembered(self, *args: Any, **options: Any) -> Any:
         """A new connection; those that are made are kept in mind, to be broken off."""
@@ -90,7 +92,7 @@ class Lines:
         return connection
 
     def stream(self, route: str, body: bytes, record: Record, sent: float) -> None:
-        """Send one request and fill its record while the answer comes.
+        """Send one request and fill its record while the answer comes; `sent` is now() of the first try.
 
         Raises the openai client's errors, or StreamError.
         """
@@ -124,4 +126,5 @@ class Lines:
                 connection.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """Close the connections that wait for another request."""
         self._pool.close()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,7 +12,7 @@ from helpers import load_stats
 from helpers.load_records import Record, Run
 from helpers.load_stats import METRICS, Knee, met
 from helpers.metrics import Recording
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE, _new_figure, plt
+from helpers.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE, _new_figure
 
 LABELLED = 40  # requests in one picture whose numbers can still be read
 
@@ -147,7 +148,7 @@ def throughput_latency(table: pd.DataFrame, knee: Knee) -> Figure:
 
 
 def goodput_curve(runs: Mapping[int, Run], *, ttft: float, tpot: float) -> Figure:
-    """Throughput and goodput in requests a second over threads, and each request's TTFT and TPOT against the limits."""
+    """Throughput and goodput in requests a second over threads, and each request's TTFT and TPOT against the limits (seconds)."""
     figure, (left, right) = _new_figure(2, figsize=(7.6, 3.3))
     threads = sorted(runs)
     total = [load_stats.throughput(runs[n])["requests_per_second"] for n in threads]
@@ -159,11 +160,10 @@ def goodput_curve(runs: Mapping[int, Run], *, ttft: float, tpot: float) -> Figur
     left.minorticks_off()
     left.legend(frameon=False, fontsize=9, loc="upper left")
     for n, color, marker in zip(threads[-3:], (BLUE, ORANGE, PURPLE), "o^x", strict=False):
-        points = [(r.ttft, 1000 * r.tpot) for r in runs[n] if r.ok]
+        answered = [record for record in runs[n] if record.ok]
+        waits, gaps = [record.ttft for record in answered], [1000 * record.tpot for record in answered]
         share = met(runs[n], ttft=ttft, tpot=tpot).mean()
-        right.scatter(
-            *zip(*points, strict=True), s=14, color=color, marker=marker, label=f"{n} threads: {share:.0%} good"
-        )
+        right.scatter(waits, gaps, s=14, color=color, marker=marker, label=f"{n} threads: {share:.0%} good")
     right.axvline(ttft, color="black", linestyle="--", linewidth=1)
     right.axhline(1000 * tpot, color="black", linestyle="--", linewidth=1)
     right.set(xlabel="TTFT, seconds (dashed: limits)", ylabel="TPOT, milliseconds", xlim=(0, None), ylim=(0, None))

@@ -59,10 +59,12 @@ class Record:
 
     @property
     def ok(self) -> bool:
+        """Whether the answer is there, and whole."""
         return not self.error
 
     @property
     def ended(self) -> float:
+        """Seconds from the start of the run to the end of its answer; NaN when there is none."""
         return self.started + self.e2e
 
     @property
@@ -95,7 +97,7 @@ class Run(Sequence[Record]):
     def __getitem__(self, place: int) -> Record: ...
     @overload
     def __getitem__(self, place: slice) -> list[Record]: ...
-    def __getitem__(self, place):
+    def __getitem__(self, place: int | slice) -> Record | list[Record]:
         return self.records[place]
 
     def __len__(self) -> int:
@@ -108,6 +110,7 @@ class Run(Sequence[Record]):
 
     @property
     def failures(self) -> list[Record]:
+        """The records of requests that were not answered, or not to the end."""
         return [record for record in self.records if not record.ok]
 
     @property

@@ -27,12 +27,16 @@ def values(run: Run, metric: str) -> np.ndarray:
         raise LoadError("No request of this run was answered: `run` itself shows the causes.")
     if metric == "itl":
         return np.concatenate([np.asarray(record.itl, dtype=float) for record in answered])
-    found = np.array([getattr(record, metric) for record in answered])
-    return found[~np.isnan(found)]
+    found = np.array([getattr(record, metric) for record in answered], dtype=float)
+    known: np.ndarray = found[~np.isnan(found)]
+    return known
 
 
 def percentiles(run: Run, shares: tuple[int, ...] = (50, 95, 99)) -> pd.DataFrame:
-    """A row for each of TTFT, TPOT, ITL and E2E in milliseconds: their mean, and what so many percent did not exceed."""
+    """A row for each of TTFT, TPOT, ITL and E2E in milliseconds: their mean, and what so many percent did not exceed.
+
+    Raises LoadError for a run without answers.
+    """
     rows = {}
     for metric, name in METRICS.items():
         found = 1000 * values(run, metric)
@@ -62,7 +66,10 @@ def in_flight(run: Run) -> pd.Series:
 
 
 def mean_over_time(series: pd.Series, begin: float, end: float) -> float:
-    """The mean of a quantity that keeps each value until the next moment of its index: its integral over the time."""
+    """The mean of a quantity that keeps each value until the next moment of its index: its integral over the time.
+
+    `begin` and `end` are seconds, as the index. Raises LoadError when the end is not later.
+    """
     if end <= begin:
         raise LoadError(f"From {begin:.3g} s to {end:.3g} s is no time at all; give a later end.")
     inside = series[(series.index > begin) & (series.index < end)]
@@ -77,7 +84,7 @@ def littles_law(run: Run, begin: float | None = None, end: float | None = None) 
 
     L: mean number of requests in flight, by integrating `in_flight`. lambda: requests sent, a second. W: mean seconds that
     a request sent in this time took. Over a whole run the law holds exactly; over a part of it, but for those requests
-    that reach over an edge. Source: Little, Operations Research 9 (1961).
+    that reach over an edge. Raises LoadError for no request or no time. Source: Little, Operations Research 9 (1961).
     """
     counted = in_flight(run)
     if counted.empty:
@@ -113,7 +120,10 @@ def goodput(run: Run, *, ttft: float, tpot: float) -> float:
 
 
 def curve(runs: Mapping[int, Run]) -> pd.DataFrame:
-    """A row for each number of threads: tokens and requests a second, seconds of TTFT, TPOT and E2E, mean in flight."""
+    """A row for each number of threads: tokens and requests a second, seconds of TTFT, TPOT and E2E, mean in flight.
+
+    Raises LoadError for a run without answers.
+    """
     rows = {}
     for threads, run in sorted(runs.items()):
         ttft, e2e = values(run, "ttft"), values(run, "e2e")
@@ -142,6 +152,7 @@ def knee(table: pd.DataFrame) -> Knee:
     Two lines bound the throughput: N threads get at most N / `alone`, for no request is faster than one alone; and never
     more than `peak`. They meet at N = alone x peak, which is Little's law again. Below it a thread more brings throughput,
     above it waiting. Source: Denning and Buzen, The Operational Analysis of Queueing Network Models (1978).
+    Raises LoadError for a curve without one thread.
     """
     if 1 not in table.index:
         raise LoadError("The curve needs a run with one thread: it says what a request takes alone.")

@@ -7,6 +7,7 @@ import json
 import math
 from array import array
 from contextlib import suppress
+from typing import Any
 
 import httpx2
 import openai
@@ -38,12 +39,14 @@ class Reader:
     """
 
     def __init__(self, record: Record, sent: float):
-        record.ttft, record.finish_reason, record.output_tokens, record.itl = math.nan, None, 0, array("d")
+        record.ttft, record.finish_reason, record.output_tokens = math.nan, None, 0
+        record.itl = self._gaps = array("d")
         self._record, self._sent, self._last = record, sent, 0.0
-        self._buffer, self._texts = b"", []
-        self._pieces, self.done = 0, False
+        self._buffer, self._pieces, self.done = b"", 0, False
+        self._texts: list[str] = []
 
     def feed(self, data: bytes, at: float) -> None:
+        """Take bytes that came at this time; an event may be spread over several of them."""
         self._buffer += data
         if b"\r" in self._buffer:
             self._buffer = self._buffer.replace(b"\r\n", b"\n")
@@ -74,7 +77,7 @@ class Reader:
         except (ValueError, LookupError, TypeError, AttributeError):
             raise StreamError(f"The stream holds what is no answer of the API: {_shown(data)}") from None
 
-    def _piece(self, choice: dict, at: float) -> None:
+    def _piece(self, choice: dict[str, Any], at: float) -> None:
         record, delta = self._record, choice.get("delta")
         text = choice["text"] if delta is None else delta.get("content")
         if choice.get("finish_reason"):
@@ -82,7 +85,7 @@ class Reader:
         elif delta is not None and "role" in delta and not text:
             return  # a chat's opening: no token yet
         if self._pieces:
-            record.itl.append(at - self._last)
+            self._gaps.append(at - self._last)
         else:
             record.ttft = at - self._sent
         self._pieces += 1
@@ -135,7 +138,7 @@ def status_error(status: int, body: bytes, retry_after: str | None = None) -> op
     return kind(str(text) or f"status {status}", response=response, body=None)
 
 
-def reported_error(error: dict | str) -> openai.APIError:
+def reported_error(error: dict[str, Any] | str) -> openai.APIError:
     """The error that stands in the middle of a stream."""
     said = error if isinstance(error, dict) else {"message": error}
     if isinstance(code := said.get("code"), int) and code >= 400:
@@ -144,6 +147,7 @@ def reported_error(error: dict | str) -> openai.APIError:
 
 
 def timed_out() -> openai.APITimeoutError:
+    """The error of a request that took longer than its timeout."""
     return openai.APITimeoutError(_request())
 
 
@@ -153,6 +157,7 @@ def lost() -> openai.APIConnectionError:
 
 
 def is_unreachable(error: BaseException) -> bool:
+    """Whether no connection came about at all."""
     return isinstance(error, openai.APIConnectionError) and isinstance(error.__cause__, ConnectionRefusedError)
 
 
@@ -169,13 +174,15 @@ def may_pass(error: BaseException) -> bool:
 
 
 def seconds_asked(error: BaseException | None) -> float:
-    """What the server asks us to wait, by its Retry-After; 0 where it does not."""
-    with suppress(AttributeError, ValueError):
-        return max(0.0, float(error.response.headers.get("retry-after", 0)))
+    """Seconds that the server asks us to wait, by its Retry-After; 0 where it does not."""
+    if isinstance(error, openai.APIStatusError):
+        with suppress(ValueError):
+            return max(0.0, float(error.response.headers.get("retry-after", 0)))
     return 0.0
 
 
-def sentence(error: BaseException) -> str:
+def sentence(error: Exception) -> str:
+    """What went wrong, in one line, with the mend."""
     return str(error) if isinstance(error, WorkshopError) else " ".join(explain(error).split())
 
 

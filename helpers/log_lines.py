@@ -37,11 +37,13 @@ class Line:
 
     @property
     def shown(self) -> str:
+        """The line for people: without keys, cut to LONGEST_EVIDENCE characters."""
         text = redact(self.text.strip())
         return text if len(text) <= LONGEST_EVIDENCE else text[:LONGEST_EVIDENCE] + " ..."
 
     @property
     def where(self) -> str:
+        """Its file and line, as in "rank-0.log:12"."""
         return f"{self.file}:{self.number}" if self.number > 0 else f"{self.file}, line {-self.number} from its end"
 
 
@@ -64,6 +66,7 @@ def clean(raw: str) -> tuple[str, bool]:
 
 
 def lines_of(text: str, file: str, first: int = 1) -> list[Line]:
+    """The lines of a log's text that are not blank; `first` is the number of the first of all."""
     return [Line(file, number, *clean(raw)) for number, raw in enumerate(text.split("\n"), first) if raw.strip()]
 
 

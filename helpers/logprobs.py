@@ -43,10 +43,10 @@ class LogprobsError(WorkshopError):
 
 @dataclass
 class _Entry:
-    """One token that the server named at one position."""
+    """One token that the server named at one position; its logprob is NaN where the server gives none."""
 
     token: str
-    logprob: float | None
+    logprob: float
     chosen: bool = False
     id: int | None = None
     rank: int | None = None
@@ -80,7 +80,7 @@ def completion_table(reply: Any, *, k: int | None = None, choice: int = 0) -> pd
 
 
 def chat_table(reply: Any, *, choice: int = 0) -> pd.DataFrame:
-    """The tokens of a chat answer and their alternatives; see completion_table.
+    """The tokens of a chat answer and their alternatives; see completion_table, also for what it raises.
 
     vLLM puts the chosen token first and then cuts the list to `top_logprobs`, so that an improbable chosen token takes
     the place of the least of the k: with `top_logprobs=1` the most probable token never shows beside another chosen one.
@@ -104,7 +104,7 @@ def prompt_table(reply: Any, *, prompt: str | None = None, choice: int = 0) -> p
 
     The first token has nothing before it, hence no logprob and no alternatives; for most models it is the mark <s> that
     the server puts in front. Its id is known when the request had `extra_body={"return_token_ids": True}`.
-    `prompt` is the text that was sent, for offsets that leave out such marks.
+    `prompt` is the text that was sent, for offsets that leave out such marks. Raises LogprobsError as completion_table.
     """
     said = _choice(reply, choice)
     holder = said if said.get("prompt_logprobs") is not None else _plain(reply)
@@ -114,11 +114,11 @@ def prompt_table(reply: Any, *, prompt: str | None = None, choice: int = 0) -> p
     positions = []
     for named, number in zip(found, ids, strict=True):
         if not named:
-            positions.append([_Entry("", None, chosen=True, id=number)])
+            positions.append([_Entry("", math.nan, chosen=True, id=number)])
             continue
         here = number if number is not None else int(next(iter(named)))  # vLLM names the prompt's own token first
         entries = [
-            _Entry(one["decoded_token"] or "", one["logprob"], int(key) == here, int(key), one["rank"])
+            _Entry(one["decoded_token"] or "", _or_nan(one["logprob"]), int(key) == here, int(key), one["rank"])
             for key, one in named.items()
         ]
         positions.append(_ranked(entries))
@@ -134,7 +134,7 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def odds_at(table: pd.DataFrame, position: int = 0) -> dict[str, float]:
-    """{token: probability} at one position, the most probable first."""
+    """{token: probability} at one position, the most probable first. Raises LogprobsError when there is no such position."""
     rows = table[table["position"] == position].sort_values("probability", ascending=False)
     if rows.empty:
         raise LogprobsError(f"The table has no position {position}; it goes from 0 to {table['position'].max()}.")
@@ -150,10 +150,12 @@ class Perplexity:
 
     @property
     def per_token(self) -> float:
+        """Nats: the mean of -logprob."""
         return self.nats / self.tokens
 
     @property
     def value(self) -> float:
+        """Equally likely choices for each token."""
         return math.exp(self.per_token)
 
     def __repr__(self) -> str:
@@ -165,6 +167,7 @@ def perplexity(table: pd.DataFrame) -> Perplexity:
 
     Tokens without a logprob do not count. That is the first of the prompt: the mark <s> for models that begin with one,
     the first word for those that do not, so figures of two such models differ by what the first word costs.
+    Raises LogprobsError when no token has one.
     Source: Jelinek and others, J. Acoust. Soc. Am. 62, S63 (1977).
     """
     scored = chosen(table)["logprob"].dropna()
@@ -178,28 +181,30 @@ def perplexity(table: pd.DataFrame) -> Perplexity:
 # --- machinery ----------------------------------------------------------------------------------------------------
 
 
-def _plain(reply: Any) -> dict:
-    return reply if isinstance(reply, Mapping) else reply.model_dump()
+def _plain(reply: Any) -> Mapping[str, Any]:
+    plain: Mapping[str, Any] = reply if isinstance(reply, Mapping) else reply.model_dump()
+    return plain
 
 
-def _choice(reply: Any, number: int) -> dict:
+def _choice(reply: Any, number: int) -> dict[str, Any]:
     choices = _plain(reply).get("choices") or []
     if not 0 <= number < len(choices):
         raise LogprobsError(f"The response has {len(choices)} choices, counted from 0; choice {number} is not there.")
-    return choices[number]
+    said: dict[str, Any] = choices[number]
+    return said
 
 
 def _missing(kind: str) -> NoReturn:
     raise LogprobsError(f"This response has no log probabilities of the {kind}: {ASK[kind]}")
 
 
-def _same_length(**lists: list) -> None:
+def _same_length(**lists: list[Any]) -> None:
     if len({len(items) for items in lists.values()}) > 1:
         sizes = ", ".join(f"{name} has {len(items)}" for name, items in lists.items())
         raise LogprobsError(f"The response does not fit together ({sizes}); it was cut off or changed, ask again.")
 
 
-def _ids(said: dict, tokens: int) -> list[int | None]:
+def _ids(said: dict[str, Any], tokens: int) -> list[int | None]:
     """The ids of the chosen tokens where the response has them; echo puts those of the prompt in front."""
     ids = said.get("token_ids")
     if ids is None:
@@ -212,8 +217,12 @@ def _ids(said: dict, tokens: int) -> list[int | None]:
 
 def _entry(token: str, logprob: float | None, chosen: bool = False, number: int | None = None) -> _Entry:
     if token.startswith(ID_FORM):
-        return _Entry("", logprob, chosen, int(token.removeprefix(ID_FORM)))
-    return _Entry(token, logprob, chosen, number)
+        return _Entry("", _or_nan(logprob), chosen, int(token.removeprefix(ID_FORM)))
+    return _Entry(token, _or_nan(logprob), chosen, number)
+
+
+def _or_nan(logprob: float | None) -> float:
+    return math.nan if logprob is None else logprob
 
 
 def _ranked(entries: list[_Entry], whole_top: bool = False) -> list[_Entry]:
@@ -222,7 +231,7 @@ def _ranked(entries: list[_Entry], whole_top: bool = False) -> list[_Entry]:
     The alternatives are the most probable of the vocabulary, without gaps. Only a chosen token below all of them may
     stand farther down than it seems, unless the list is known to be the `whole_top`, or it has more than one half.
     """
-    if any(entry.logprob is None for entry in entries):
+    if any(math.isnan(entry.logprob) for entry in entries):
         return [entry for entry in entries if entry.chosen]
     entries = sorted(entries, key=lambda entry: -entry.logprob)
     for entry in entries:
@@ -236,8 +245,7 @@ def _table(positions: list[list[_Entry]], text: str | None) -> pd.DataFrame:
     standing = [next(entry for entry in entries if entry.chosen).token for entries in positions]
     starts = offsets(standing, text)
     rows = [
-        (position, e.token, e.id, starts[position], e.logprob, None if e.logprob is None else math.exp(e.logprob), e.rank,
-         e.chosen, _is_first(e, entries))
+        (position, e.token, e.id, starts[position], e.logprob, math.exp(e.logprob), e.rank, e.chosen, _is_first(e, entries))
         for position, entries in enumerate(positions) for e in entries
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=list(DTYPES)).astype(DTYPES)

@@ -2,9 +2,11 @@
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
@@ -63,7 +65,7 @@ def _placed(rows: pd.DataFrame) -> tuple[list[tuple[float, int, float]], int]:
     return boxes, boxes[-1][1] + 1
 
 
-def _draw_box(axis, row, x: float, y: float, width: float) -> None:
+def _draw_box(axis: Axes, row: Any, x: float, y: float, width: float) -> None:
     known = not pd.isna(row.logprob)
     depth = min(row.logprob / DARKEST, 1) if known else 0.0
     surprised = known and not pd.isna(row.most_probable) and not row.most_probable
@@ -84,7 +86,7 @@ def _ink(color: tuple[float, float, float]) -> str:
     return "black" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "white"
 
 
-def _shown(row) -> str:
+def _shown(row: Any) -> str:
     first = row.position == 0 and not row.token and pd.isna(row.logprob)
     text = "start" if first else label(row.token, row.id)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
@@ -105,6 +107,7 @@ def _drawable() -> frozenset[int]:
 
 
 def percent(p: float) -> str:
+    """A probability as it stands in a token's box; a dash for NaN."""
     if pd.isna(p):
         return "–"
     return "<0.1%" if p < 0.001 else f"{p:.1%}" if p < 0.01 else f"{p:.0%}"
@@ -131,7 +134,8 @@ def odds_against_corpus(served: Mapping[str, Mapping[str, float]], corpus: Mappi
         [0, 1], [-0.03, 0.97], [0.03, 1.03], color=plots.GREY, alpha=0.3, linewidth=0, label="within 0.03"
     )
     axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--", label="equal")
-    axis.scatter(*zip(*points, strict=True), s=16, color=plots.BLUE, zorder=3, label=f"a word ({len(points)} of them)")
+    truths, given = zip(*points, strict=True)
+    axis.scatter(truths, given, s=16, color=plots.BLUE, zorder=3, label=f"a word ({len(points)} of them)")
     axis.set(
         xlabel="share in the corpus", ylabel="exp(logprob) of the server", xlim=(0, 1), ylim=(0, 1), aspect="equal"
     )

@@ -12,7 +12,7 @@ from helpers.models import load
 from helpers.scheduler import Request, simulate
 
 #: The settings of the two real servers, as the simulator takes them.
-CACHE = {"blocks": 33, "block_size": real_engine.BLOCK_SIZE, "prefix_caching": True}
+CACHE: dict[str, Any] = {"blocks": 33, "block_size": real_engine.BLOCK_SIZE, "prefix_caching": True}
 #: Eight requests for them: prompt tokens, tokens to write.
 LENGTHS = {
     "a": (10, 350), "b": (135, 430), "c": (50, 70), "d": (60, 160),
@@ -71,7 +71,15 @@ q2 = choice(
 
 _LLAMA = load("llama-3.1-8b")
 _BATCH = 32
-_BOUND = cache_bound_length(_LLAMA, "H100", batch=_BATCH)
+
+
+def _bound(batch: int) -> int:
+    length = cache_bound_length(_LLAMA, "H100", batch=batch)
+    assert length is not None  # this model has no sliding window
+    return length
+
+
+_ALONE, _BOUND = _bound(1), _bound(_BATCH)
 
 q3 = number(
     _BOUND,
@@ -80,8 +88,8 @@ q3 = number(
     tip="In one step the GPU reads the weights once, and the cache of every request. When are the two equally large?",
     code=f"answer = 16.06e9 / ({_BATCH} * 131_072)",
     misconceptions={
-        cache_bound_length(_LLAMA, "H100"): "that holds for one request. All 32 caches are read in a step, the weights only once.",
-        cache_bound_length(_LLAMA, "H100") * _BATCH: "more requests make the cache larger, so the length falls: divide by 32.",
+        _ALONE: "that holds for one request. All 32 caches are read in a step, the weights only once.",
+        _ALONE * _BATCH: "more requests make the cache larger, so the length falls: divide by 32.",
         131_072: "131,072 are the bytes of one token's keys and values; how many such tokens weigh as much as the weights?",
     },
     tolerance=0.03,

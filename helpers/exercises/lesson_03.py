@@ -14,10 +14,16 @@ ASK_NAME = {"role": "user", "content": "What is my name?"}
 SHOPPING = "My shopping list: apples,"
 
 
-def _chat(messages: list[dict], **options: Any) -> ChatCompletion:
+def _chat(messages: list[dict[str, Any]], **options: Any) -> ChatCompletion:
     client = connect(quiet=True)
     model = client.models.list().data[0].id
-    return client.chat.completions.create(**{"model": model, "messages": messages, "temperature": 0, **options})
+    asked = {"model": model, "messages": messages, "temperature": 0, **options}
+    reply: ChatCompletion = client.chat.completions.create(**asked)
+    return reply
+
+
+def _said(reply: ChatCompletion) -> str:
+    return reply.choices[0].message.content or ""
 
 
 q1 = choice(
@@ -35,7 +41,7 @@ q1 = choice(
 def _judge_name(answer: Any) -> Verdict:
     if ASK_NAME not in answer:
         return wrong("keep the question `ask_name` as the last message.")
-    said = _chat(answer).choices[0].message.content
+    said = _said(_chat(answer))
     if "Grace" in said:
         return right(
             f"the model said {said!r}: the server remembers nothing, the messages carry the whole conversation."
@@ -60,6 +66,7 @@ q2 = Exercise(
 def _judge_lengths(answer: Any) -> Verdict:
     count = [{"role": "user", "content": "Count from 1 to 10."}]
     reply = _chat(count, max_tokens=answer.get("max_tokens"), extra_body={"min_tokens": answer.get("min_tokens", 0)})
+    assert reply.usage  # vLLM always counts
     tokens, reason = reply.usage.completion_tokens, reply.choices[0].finish_reason
     if (tokens, reason) == (12, "length"):
         return right(
@@ -140,7 +147,7 @@ REVIEW = {"role": "user", "content": "Is this review positive or negative? I hat
 
 def _judge_schema(answer: Any) -> Verdict:
     form = {"type": "json_schema", "json_schema": {"name": "review", "schema": answer}}
-    said = _chat([REVIEW], response_format=form, max_tokens=60).choices[0].message.content
+    said = _said(_chat([REVIEW], response_format=form, max_tokens=60))
     try:
         data = json.loads(said)
     except ValueError:

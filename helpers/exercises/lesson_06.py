@@ -66,7 +66,7 @@ def _judge_line(answer: Any) -> Verdict:
     )
 
 
-_LINE = {
+_LINE: dict[str, Any] = {
     "custom_id": "weather-1",
     "method": "POST",
     "url": "/v1/chat/completions",

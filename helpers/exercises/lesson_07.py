@@ -83,8 +83,8 @@ q5 = number(
 )  # fmt: skip
 
 
-def _tokens(**layout: int) -> int:
-    return layout.get("dp", 1) * plan(SMALL, gpu="H200", max_model_len=8192, **layout).kv_cache_tokens
+def _tokens(tp: int = 1, dp: int = 1) -> int:
+    return dp * plan(SMALL, gpu="H200", max_model_len=8192, tp=tp, dp=dp).kv_cache_tokens
 
 
 _LOST = _tokens(tp=4) - _tokens(dp=4)

@@ -75,7 +75,11 @@ def test_a_prompt_may_come_in_pieces(weights, pieces):
     ends = np.cumsum(pieces)
     outputs = [step(x[end - size : end], weights, cache) for size, end in zip(pieces, ends, strict=True)]
     np.testing.assert_allclose(np.vstack(outputs), step(x, weights), rtol=0, atol=1e-6)
-    assert cache.bytes_used == cache.bytes_reserved == sum(pieces) * 2 * weights.kv_heads * weights.head_dim * 8
+    assert (
+        cache.keys.nbytes + cache.values.nbytes
+        == cache.bytes_reserved
+        == sum(pieces) * 2 * weights.kv_heads * weights.head_dim * 8
+    )
 
 
 def test_large_scores_do_not_overflow():
@@ -196,7 +200,7 @@ def test_a_full_cache_is_named_and_left_as_it_was():
     step(tokens_of(weights, 3), weights, cache)
     with pytest.raises(CacheFullError, match="holds 3 of 4 tokens and 2 more do not fit; reserve a capacity of 5"):
         step(tokens_of(weights, 2), weights, cache)
-    assert cache.length == 3 and cache.bytes_used == 3 * cache.bytes_reserved // 4
+    assert cache.length == 3 and cache.keys.nbytes == cache.values.nbytes == 3 * cache.bytes_reserved // 8
     with pytest.raises(LayoutError, match="capacity is 0"):
         KVCache(0, weights)
 

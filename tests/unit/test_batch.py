@@ -445,6 +445,13 @@ def test_errors_of_shards_are_merged_and_asked_again(paths):
     assert (again.before, again.errors) == (3, 2)
 
 
+def test_a_part_that_was_never_begun_is_named(paths):
+    requests, output = paths
+    batch.run(requests, output, Echo(), shard=Shard(0, 2))
+    with pytest.raises(BatchError, match=r"out.1-of-2.jsonl is not begun. Run its shard first"):
+        batch_merge.merge(output)
+
+
 def test_parts_that_do_not_belong_together(paths):
     requests, output = paths
     batch.run(requests, output, Echo(), shard=Shard(0, 2))

@@ -134,6 +134,10 @@ def test_fp8_by_flag_or_by_config_is_known():
         ({"model": "qwen2.5-7b", "tp": 3}, {"gpus": ["NVIDIA H200"] * 4, "cores": 9}, "does not divide"),
         ({"model": "tiny", "tp": 3}, {"gpus": [], "cores": 8}, "does not divide"),
         ({"flags": ["--kv-cache-memory-bytes", "1000000000"], "concurrencies": [64]}, H200X2, "needs 40,960 at once"),
+        ({"flags": ["--kv-cache-memory-bytes", "1g"], "concurrencies": [64]}, H200X2, "needs 40,960 at once"),
+        ({"flags": ["--max-model-len", "600"]}, H200X2, "has 640 tokens and the server takes 600"),
+        ({"flags": ["--max-model-len", "0.6k"]}, H200X2, "has 640 tokens and the server takes 600"),
+        ({"flags": ["--max-model-len", "long"]}, H200X2, "--max-model-len is 'long'; it must be a whole number"),
         ({"flags": ["--kv-cache-memory-bytes", "140000000000"]}, H200X2, "of a GPU's 139.8; lower --kv-cache"),
     ],
 )  # fmt: skip

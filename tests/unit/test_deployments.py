@@ -11,6 +11,7 @@ import pytest
 
 from helpers import deployments, models_page, parallel_data
 from helpers.deployments import ROOT, DeploymentError, catalogue, find, memory_lines, plan_of, read, shape_of
+from helpers.fields import ConfigError
 from helpers.models import load
 
 SLURM = ROOT / "slurm"
@@ -230,6 +231,21 @@ def test_variables_replace_the_file_s_and_flags_come_after_them():
     assert d.flags == ["--reasoning-parser", "deepseek_r1", "--kv-cache-dtype", "fp8", "--max-num-seqs", "64"]
     assert d.shape == "deepseek-r1"
     assert plan_of(d).kv_bytes_per_token < plan_of(find("deepseek-r1-tp4-pp2-h200").configured({"TP": "8", "PP": "1"})).kv_bytes_per_token  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "length"), [("8192", 8192), ("8k", 8000), ("25.6k", 25600), ("8K", 8192), ("auto", 16384), ("-1", 16384)]
+)
+def test_a_length_may_be_written_as_vllm_takes_it(value, length):
+    d = find("llama-3.1-8b").configured({"MAX_MODEL_LEN": "16384", "FLAGS": f"--max-model-len {value}"})
+    assert plan_of(d).max_model_len == length
+
+
+@pytest.mark.parametrize("flags", ["--max-model-len 8kk", "--max-num-seqs 1.5K", "--gpu-memory-utilization most"])
+def test_a_flag_whose_number_is_none_is_named(flags):
+    d = find("llama-3.1-8b").configured({"FLAGS": flags})
+    with pytest.raises(ConfigError, match=f"{flags.split()[0]} is '{flags.split()[1]}'; it must be a"):
+        plan_of(d)
 
 
 def test_another_model_in_the_place_of_the_file_s_is_planned_as_itself():
