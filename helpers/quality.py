@@ -6,7 +6,7 @@ other model only perplexity and tests of its answers remain.
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -29,6 +29,7 @@ class Quality:
 
     @property
     def perplexity(self) -> float:
+        """exp of the mean nats a token."""
         return math.exp(self.nats / self.tokens)
 
     @property
@@ -90,6 +91,6 @@ def _spaced(odds: Mapping[str, float]) -> dict[str, float]:
     return {f" {word}": share for word, share in odds.items()}
 
 
-def _mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known)
