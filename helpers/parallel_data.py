@@ -16,6 +16,7 @@ from helpers import bench_report
 from helpers.bench_matrix import described, parse
 from helpers.bench_store import Results, read_all
 from helpers.calibration import MEASURED_FILE, measured
+from helpers.hardware import GIB
 from helpers.memory import Plan, load, plan
 from helpers.models import DTYPE_BYTES
 
@@ -166,7 +167,7 @@ def caches() -> pd.DataFrame:
         planned = plan(load(MODEL), gpu="H200", max_model_len=measured()["max_model_len"], max_num_seqs=128, **layout)
         said = measured()["server_log"].get(run, {}).get("gpu_kv_cache_tokens", [copy])[0]
         rows[server["name"]] = {
-            "weights_gib": planned.weights_per_gpu / 2**30,
+            "weights_gib": planned.weights_per_gpu / GIB,
             "predicted": planned.dp * planned.kv_cache_tokens,
             "printed": int(planned.dp * said),
         }

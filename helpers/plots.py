@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
+from helpers.hardware import GIB
 from helpers.memory import Plan
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3b6fb6", "#e08a2e", "#4a9a63", "#c8504c", "#7d62a8", "#9aa0a6"
@@ -64,15 +65,15 @@ def memory_bars(
     left = [0.0] * len(plans)
     for part, (name, color) in MEMORY_PARTS.items():
         drawn = [part != "left_free" or not plan.breakdown["missing"] for plan in plans]
-        sizes = [plan.breakdown[part] / 2**30 if shown else 0.0 for plan, shown in zip(plans, drawn, strict=True)]
+        sizes = [plan.breakdown[part] / GIB if shown else 0.0 for plan, shown in zip(plans, drawn, strict=True)]
         bars = axis.barh(range(len(plans)), sizes, left=left, color=color, label=name, height=0.6)
         if part in ("weights", "kv_cache"):
-            longest = max(plan.gpu_memory for plan in plans) / 2**30
+            longest = max(plan.gpu_memory for plan in plans) / GIB
             figures = [f"{size:.1f}" if size > 0.06 * longest else "" for size in sizes]
             axis.bar_label(bars, figures, label_type="center", color="white", fontsize=9)
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for row, plan in enumerate(plans):
-        axis.plot([plan.gpu_memory / 2**30] * 2, [row - 0.4, row + 0.4], color="black", linestyle="--", linewidth=1)
+        axis.plot([plan.gpu_memory / GIB] * 2, [row - 0.4, row + 0.4], color="black", linestyle="--", linewidth=1)
     axis.set_title(title, loc="left", fontsize=11)
     axis.set_xlabel("GiB")
     axis.set_yticks(range(len(plans)), names)

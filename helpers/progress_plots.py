@@ -66,16 +66,16 @@ def lesson_of(check: str) -> str:
     return check.partition(".")[0]
 
 
-def class_grid(rows: Sequence[Row], checks: Sequence[str], *, width: float = 10.0) -> Figure:
+def class_grid(rows: Sequence[Row], checks: Sequence[str]) -> Figure:
     """A row for each participant and a column for each check ("03.q2"), with the share that passed it above.
 
-    `width` is in inches. A red frame: the participant is stuck there. The number in a check that was tried says how often. Lessons stand apart.
+    A red frame: the participant is stuck there. The number in a check that was tried says how often. Lessons stand apart.
     """
     breaks = np.cumsum([0] + [GAP * (lesson_of(a) != lesson_of(b)) for a, b in itertools.pairwise(checks)])
     left = np.arange(len(checks)) + breaks
     height = 1.9 + max(0.165 * len(rows), 0.6)
     with plt.rc_context(plots.STYLE | {"figure.constrained_layout.use": False}):
-        figure = Figure(figsize=(width, height))
+        figure = Figure(figsize=(10, height))
         top, grid = figure.subplots(2, 1, sharex=True, height_ratios=[0.75, max(0.165 * len(rows), 0.6)])
     figure.subplots_adjust(
         left=0.125, right=0.995, top=1 - 0.35 / height, bottom=0.42 / height, hspace=0.1 / height * 4

@@ -17,6 +17,7 @@ from helpers import logprobs, scoring
 from helpers.tiny import corpus, evaluate
 
 TEXTS = 40
+UNSEEN = 10**6  # the seed of an epoch; training goes on from 0
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,16 @@ class Quality:
 
 
 @cache
-def unseen_texts(count: int = TEXTS, seed: int = 10**6) -> list[str]:
-    """Documents of an epoch that training never reached: other draws from the same corpus."""
-    return random.Random(seed).sample(corpus.documents(seed), count)
+def unseen_texts() -> list[str]:
+    """TEXTS documents of an epoch that training never reached: other draws from the same corpus."""
+    return random.Random(UNSEEN).sample(corpus.documents(UNSEEN), TEXTS)
 
 
 def measure(client: OpenAI, texts: Sequence[str] | None = None) -> Quality:
-    """Ask a server of the small Llama for its odds after every known beginning, and for the perplexity of `texts`."""
+    """Ask a server of the small Llama for its odds after every known beginning, and for the perplexity of `texts`.
+
+    Raises LogprobsError for a server that tells no logprobs.
+    """
     model = client.models.list().data[0].id
     odds = {
         start: {word: served.get(f" {word}", 0.0) for word in known}

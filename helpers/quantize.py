@@ -103,7 +103,10 @@ def _compressed(weight: torch.Tensor, scheme: QuantizationScheme) -> dict[str, t
 
 
 def rounded(weights: torch.Tensor, way: str) -> tuple[list[float], list[float]]:
-    """The values that a way can store for these weights of one row or group, and what the weights become."""
+    """The values that a way can store for these weights of one row or group, and what the weights become.
+
+    `weights`: (n,). The first list has every storable number times the scale, the second one n values.
+    """
     args = QuantizationScheme(targets=["Linear"], weights=WAYS[way].weights).weights.model_copy(
         update={"group_size": None}
     )
@@ -119,7 +122,7 @@ def rounded(weights: torch.Tensor, way: str) -> tuple[list[float], list[float]]:
 
 
 def layer_weights(name: str = "model.layers.4.mlp.up_proj", model: Path | str = MODEL_DIR) -> torch.Tensor:
-    """(out, in) weights of one linear layer of a checkpoint."""
+    """(out, in) weights of one linear layer of a checkpoint. Raises KeyError for a layer it does not have."""
     return load_file(Path(model) / WEIGHTS)[f"{name}.weight"]
 
 

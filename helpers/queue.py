@@ -110,9 +110,9 @@ def run(
         ) from error
 
 
-def ask(command: Sequence[str], *, patience: float = PATIENCE, environment: Mapping[str, str] | None = None) -> str:
+def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
     """What the command prints. Raises UnknownJobError for a job Slurm does not know, else SlurmError, with Slurm's words."""
-    done = run(command, patience=patience, environment=environment)
+    done = run(command, patience=patience)
     if done.returncode == 0:
         return done.stdout
     said = " ".join((done.stderr or done.stdout).split())

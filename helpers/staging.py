@@ -15,8 +15,8 @@ from pathlib import Path
 
 from helpers import checkpoint
 from helpers.errors import WorkshopError
+from helpers.hardware import GB
 
-GB = 10**9
 REPORT_SECONDS = 15
 STALE_SECONDS = 600  # a part of a download that has not grown for so long belongs to nobody
 NETWORK = ("httpx", "requests", "urllib3")  # whichever huggingface_hub is built on

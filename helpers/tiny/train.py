@@ -98,7 +98,7 @@ def batches(documents: list[list[int]], tokens: int, pad: int, rng: random.Rando
 
 
 def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross entropy per predicted token (nats), and the z-loss.
+    """Mean cross entropy per predicted token (nats), and the z-loss, of (rows, length) token ids filled up with `pad`.
 
     The z-loss pulls log(sum(exp(logits))) to 0, so that a likely token's logit is its log probability: a small number,
     which bfloat16 holds precisely. Without it the served odds would be rounded by several percent.
