@@ -39,7 +39,7 @@ class Quality:
         return _mean(evaluate.total_variation(_spaced(self.odds[start]), odds) for start, odds in corpus.ODDS.items())
 
     def moved_from(self, other: "Quality") -> float:
-        """Mean total variation distance between the odds of two servers, over the corpus's words."""
+        """Mean total variation distance (0-1) between the odds of two servers, over the corpus's words."""
         return _mean(
             sum(abs(self.odds[start][word] - other.odds[start][word]) for word in odds) / 2
             for start, odds in corpus.ODDS.items()

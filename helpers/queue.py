@@ -111,7 +111,10 @@ def run(
 
 
 def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
-    """What the command prints. Raises UnknownJobError for a job Slurm does not know, else SlurmError, with Slurm's words."""
+    """What the command prints within `patience` seconds.
+
+    Raises UnknownJobError for a job Slurm does not know, else SlurmError, with Slurm's words.
+    """
     done = run(command, patience=patience)
     if done.returncode == 0:
         return done.stdout

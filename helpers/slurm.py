@@ -125,7 +125,10 @@ def _check_names(given: Mapping[str, str], known: set[str]) -> None:
 
 
 def preflight(submission: Submission | str, **settings: Unpack[Settings]) -> list[Finding]:
-    """What stands against a deployment, and its mend, before it waits in a queue; the settings are those of `prepare`."""
+    """What stands against a deployment, and its mend, before it waits in a queue; the settings are those of `prepare`.
+
+    Raises what `prepare` raises.
+    """
     if isinstance(submission, str):
         submission = prepare(submission, **settings)
     site = sites.read_site(submission.variables["WORKSHOP_SITE"])

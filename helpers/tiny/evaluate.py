@@ -38,7 +38,7 @@ def total_variation(served: Mapping[str, float], odds: Mapping[str, float]) -> f
 
 
 def distances(client: OpenAI, model: str) -> dict[str, float]:
-    """Total variation distance for every beginning in the corpus's table."""
+    """Total variation distance (0-1) for every beginning in the corpus's table. Raises what served_odds raises."""
     return {start: total_variation(served_odds(client, model, start), odds) for start, odds in corpus.ODDS.items()}
 
 
