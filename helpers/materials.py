@@ -11,6 +11,7 @@ import platform
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 KERNEL = {"display_name": "LLM serving workshop", "language": "python", "name": "python3"}
 FOLDERS = ("notebooks/", "labs/")
@@ -36,7 +37,7 @@ def stripped(text: str) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def _language() -> dict:
+def _language() -> dict[str, Any]:
     """What ipykernel tells of its language."""
     return {
         "codemirror_mode": {"name": "ipython", "version": 3},

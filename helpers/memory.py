@@ -4,9 +4,11 @@
 """
 
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 from helpers.activations import batch_limits
 from helpers.calibration import calibrate, gpu_parts
+from helpers.fields import ConfigError
 from helpers.hardware import GIB, GPU, get_gpu
 from helpers.kv_cache import (
     blocks_per_request,
@@ -17,7 +19,7 @@ from helpers.kv_cache import (
     kv_capacity,
 )
 from helpers.layout import LayoutError, check_layout
-from helpers.models import ConfigError, ModelConfig, load
+from helpers.models import ModelConfig, load
 from helpers.partition import positive, stage_layers
 from helpers.server_log import ServerLog, read_log
 from helpers.weights import active_parameter_count, parameter_count, weight_bytes
@@ -121,8 +123,8 @@ def plan(
     tightest = min(range(pp), key=lambda stage: _left(stages[stage]) / layers[stage])
     parts = stages[tightest]
 
-    cache = {"tp": tp, "pp": pp, "dtype": kv_cache_dtype, "block_size": block_size}
-    blocks = kv_blocks(config, [stage["kv_cache"] for stage in stages], **cache)
+    available: list[float] = [stage["kv_cache"] for stage in stages]
+    blocks = kv_blocks(config, available, tp=tp, pp=pp, dtype=kv_cache_dtype, block_size=block_size)
     in_flight = batched_tokens * (pp + 1)
     needed = blocks_per_request(config, max_model_len, in_flight, block_size) + SPARE_BLOCKS
     tokens, concurrency = kv_capacity(config, blocks, max_model_len, in_flight, block_size)
@@ -146,30 +148,35 @@ def plan(
     )
 
 
-def search(
-    config: ModelConfig,
-    gpu: str | GPU,
-    nodes: int,
-    gpus_per_node: int,
-    *,
-    max_model_len: int | None = None,
-    **flags,
-) -> list[Plan]:
+class Flags(TypedDict, total=False):
+    """The flags of `plan` that a search for a layout takes as they are."""
+
+    max_model_len: int | None
+    gpu_memory_utilization: float
+    kv_cache_dtype: str
+    enforce_eager: bool
+    expert_parallel: bool
+    max_num_batched_tokens: int | None
+    max_num_seqs: int | None
+    block_size: int | None
+
+
+def search(config: ModelConfig, gpu: str | GPU, nodes: int, gpus_per_node: int, **flags: Unpack[Flags]) -> list[Plan]:
     """Plans of every layout vLLM accepts that uses all nodes x gpus_per_node GPUs; those that fit first.
 
     tp stays inside a node or fills whole nodes. Among layouts that fit, the most tokens of cache over all replicas
-    leads. `flags` are plan's. Raises LayoutError when no layout is legal, with the reason of the plainest one.
+    leads. Raises LayoutError when no layout is legal, with the reason of the plainest one.
     """
     positive(nodes=nodes, gpus_per_node=gpus_per_node)
     total = nodes * gpus_per_node
-    plans, refusal = [], None
+    plans: list[Plan] = []
+    refusal: LayoutError | None = None
     for tp in _divisors(total):
         if gpus_per_node % tp and tp % gpus_per_node:
             continue
         for pp in _divisors(total // tp):
-            layout = {"tp": tp, "pp": pp, "dp": total // tp // pp}
             try:
-                plans.append(plan(config, gpu=gpu, max_model_len=max_model_len, **layout, **flags))
+                plans.append(plan(config, gpu=gpu, tp=tp, pp=pp, dp=total // tp // pp, **flags))
             except LayoutError as error:
                 refusal = refusal or error
     if not plans:
@@ -183,10 +190,9 @@ def fewest_gpus(
     *,
     gpus_per_node: int = 4,
     most_nodes: int = 16,
-    max_model_len: int | None = None,
-    **flags,
+    **flags: Unpack[Flags],
 ) -> Plan:
-    """The best plan on the fewest GPUs that fit: a divisor of a node's, then whole nodes. `flags` are plan's.
+    """The best plan on the fewest GPUs that fit: a divisor of a node's, then whole nodes.
 
     Raises LayoutError when even `most_nodes` are too few.
     """
@@ -194,7 +200,7 @@ def fewest_gpus(
     shares = [(1, count) for count in _divisors(gpus_per_node)]
     for nodes, count in shares + [(nodes, gpus_per_node) for nodes in range(2, most_nodes + 1)]:
         try:
-            best = search(config, gpu, nodes, count, max_model_len=max_model_len, **flags)[0]
+            best = search(config, gpu, nodes, count, **flags)[0]
         except LayoutError:
             continue
         if best.fits:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from helpers.errors import WorkshopError
 from helpers.hardware import GIB, GPUS
-from helpers.memory import Plan, load, parameter_count, plan, search
+from helpers.memory import Flags, Plan, load, parameter_count, plan, search
 
 PARTS = {
     "weights": "weights",
@@ -33,9 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plans = search(config, options.gpu, options.nodes, options.gpus_per_node, **_flags(options))
             heading, table, verdict = f"{config.name} on {plans[0].gpus} {plans[0].gpu}", layouts_table(plans), ""
         else:
-            layout = {"tp": options.tp, "pp": options.pp, "dp": options.dp}
-            plans = [plan(config, gpu=options.gpu, **layout, **_flags(options))]
-            (p,) = plans
+            p = plan(config, gpu=options.gpu, tp=options.tp, pp=options.pp, dp=options.dp, **_flags(options))
+            plans = [p]
             heading = f"{config.name} ({_in_words(parameter_count(config))}) on {p.gpus} {p.gpu}: {p.layout}"
             table, verdict = plan_table(p), p.reason
     except WorkshopError as error:
@@ -88,12 +87,17 @@ def layouts_table(plans: list[Plan]) -> Table:
     return table
 
 
-def _flags(options: argparse.Namespace) -> dict:
-    names = (
-        "max_model_len", "gpu_memory_utilization", "kv_cache_dtype", "enforce_eager", "expert_parallel",
-        "max_num_batched_tokens", "max_num_seqs", "block_size",
-    )  # fmt: skip
-    return {name: getattr(options, name) for name in names}
+def _flags(options: argparse.Namespace) -> Flags:
+    return {
+        "max_model_len": options.max_model_len,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "kv_cache_dtype": options.kv_cache_dtype,
+        "enforce_eager": options.enforce_eager,
+        "expert_parallel": options.expert_parallel,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_num_seqs": options.max_num_seqs,
+        "block_size": options.block_size,
+    }
 
 
 def _parser() -> argparse.ArgumentParser:

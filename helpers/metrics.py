@@ -64,6 +64,7 @@ class Snapshot:
 
     @property
     def blocks_used(self) -> int:
+        """Blocks that running requests hold."""
         return round(self.kv_usage * self.kv_blocks)
 
 
@@ -110,6 +111,7 @@ def quantile(table: pd.DataFrame, metric: str, share: float, since: pd.DataFrame
 
     `since` is an earlier table: what happened before it is left out. Between the bounds of a bucket the observations are
     taken as evenly spread, and beyond the last bound nothing is known but the bound: Prometheus' histogram_quantile.
+    Raises MetricsError for another share, and for a metric that is no histogram of this table.
     """
     if not 0 <= share <= 1:
         raise MetricsError(f"The share is {share}; the median is 0.5 and the 99th percentile 0.99.")
@@ -140,7 +142,10 @@ def snapshot(client: OpenAI) -> Snapshot:
 
 
 def snapshot_of(text: str, at: float) -> Snapshot:
-    """The snapshot that the text of /metrics gives, read at the time `at` (seconds)."""
+    """The snapshot that the text of /metrics gives, read at the time `at` (seconds).
+
+    Raises MetricsError when one of its figures is missing.
+    """
     found: dict[str, list[Sample]] = {}
     needed = tuple(f"{PREFIX}{name}{{" for name in (*SUMS.values(), USAGE, CACHE))
     ours = "".join(f"{line}\n" for line in text.splitlines() if line.startswith(needed))  # parsing it all takes 20 ms
@@ -169,13 +174,15 @@ def rates(before: Snapshot, after: Snapshot) -> Rates:
     """Tokens a second, prefix hits and preemptions from one snapshot to a later one.
 
     A counter that has fallen was begun anew, by a server that was restarted: all it has now is new.
+    Raises MetricsError when the second snapshot is not later than the first.
     """
     seconds = after.time - before.time
     if seconds <= 0:
         raise MetricsError("The second snapshot is no later than the first; give the earlier one first.")
 
     def grown(counter: str) -> int:
-        old, new = getattr(before, counter), getattr(after, counter)
+        old: int = getattr(before, counter)
+        new: int = getattr(after, counter)
         return new - old if new >= old else new
 
     queries = grown("prefix_queries")
@@ -244,7 +251,8 @@ def record(client: OpenAI, interval: float = 0.25) -> Iterator[Recording]:
             ...
         recording.frame
 
-    A reading that fails is left out; the first and the last must succeed. Raises what `read` raises.
+    A reading that fails is left out; the first and the last must succeed. Raises what `read` raises,
+    and MetricsError for an interval of 0.
     """
     if interval <= 0:
         raise MetricsError(f"The interval is {interval}; give seconds above 0.")

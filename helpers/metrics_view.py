@@ -5,12 +5,15 @@ import html
 import math
 import threading
 import time
+from typing import Any
 
 import ipywidgets
+import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import display
+from IPython.display import DisplayHandle, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from openai import OpenAI
 
 from helpers import plots
@@ -69,13 +72,16 @@ class Panels:
 
     def __init__(self, gpus: list[int]):
         rows = 3 if gpus else 2
-        with plots.plt.rc_context(plots.STYLE):
-            self.figure = Figure(figsize=(7.6, 1.75 * rows), layout="none")  # constrained would double the drawing
+        # A constrained layout would double the time of a drawing.
+        with plt.rc_context(plots.STYLE | {"figure.constrained_layout.use": False}):
+            self.figure = Figure(figsize=(7.6, 1.75 * rows))
             axes = self.figure.subplots(rows, 2, sharex=True)
         margin = 0.3 / rows  # of the height: titles and the seconds take the same room whatever the rows
         self.figure.subplots_adjust(0.065, 0.9 * margin, 0.985, 1 - 0.55 * margin, wspace=0.17, hspace=0.3)
-        self._axes = dict(zip(("requests", "cache", "tokens", "prefix", "gpus", "memory"), axes.flat, strict=False))
-        self._lines = {}
+        self._axes: dict[str, Axes] = dict(
+            zip(("requests", "cache", "tokens", "prefix", "gpus", "memory"), axes.flat, strict=False)
+        )
+        self._lines: dict[str, Line2D] = {}
         self._add("requests", {"running": "running", "waiting": "waiting"})
         self._add("cache", {"kv_usage": ""}, share=True)
         self._add("tokens", {"generation_tokens_per_second": "generated", "prompt_tokens_per_second": "of prompts"})
@@ -86,11 +92,13 @@ class Panels:
         for axis in axes[-1]:
             axis.set_xlabel("seconds", fontsize=9)
 
-    def _add(self, panel: str, columns: dict[str, str], share: bool = False, **look: object) -> None:
-        axis: Axes = self._axes[panel]
+    def _add(self, panel: str, columns: dict[str, str], share: bool = False, marker: str = "") -> None:
+        axis = self._axes[panel]
         for i, (column, label) in enumerate(columns.items()):
-            look |= {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)], "label": label}
-            (self._lines[column],) = axis.plot([], [], linewidth=1.5, **look)
+            color, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
+            (self._lines[column],) = axis.plot(
+                [], [], linewidth=1.5, color=color, linestyle=style, marker=marker, label=label
+            )
         axis.tick_params(labelsize=8)
         if len(columns) > 1:
             axis.legend(loc="upper left", ncols=2, fontsize=8, frameon=False, borderpad=0)
@@ -98,7 +106,7 @@ class Panels:
             axis.set(ylim=(-0.03, 1.05), yticks=[0, 0.5, 1], yticklabels=["0", "50%", "100%"])
         else:
             axis.set_ylim(0, 1)
-            axis.yaxis.get_major_locator().set_params(integer=True, nbins=4)
+            axis.locator_params("y", integer=True, nbins=4)
             axis.yaxis.set_major_formatter("{x:,.0f}")
 
     def draw(self, recording: Recording, said: dict[str, str]) -> Figure:
@@ -109,7 +117,7 @@ class Panels:
         for panel, axis in self._axes.items():
             axis.set_title(said.get(panel, ""), loc="left", fontsize=9)
             if axis.get_ylim()[0] == 0:  # not a share, which keeps its scale
-                highest = max(float(np.nanmax([0, *line.get_ydata()])) for line in axis.get_lines())
+                highest = max(float(np.nanmax(np.append(line.get_ydata(), 0))) for line in axis.get_lines())
                 axis.set_ylim(0, max(1.0, 1.35 * highest))  # with room for the legend
         next(iter(self._axes.values())).set_xlim(0, max(frame.index[-1], 1))
         return self.figure
@@ -125,14 +133,15 @@ def history(recording: Recording) -> Figure:
     return Panels(recording.gpus_seen).draw(recording, summary(recording, whole=True))
 
 
-class LiveView(ipywidgets.VBox):
+class LiveView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     """The last minute of a server, redrawn in the background; see `watch`. `recording` is what it shows."""
 
     def __init__(self, client: OpenAI, interval: float, window: float, minutes: float):
         if not 0 < interval <= window or minutes <= 0:
             raise MetricsError(f"An interval of {interval} s and a window of {window} s leave nothing to see.")
         self._client, self._interval, self._window = client, interval, window
-        self._until, self._over, self._handle = time.monotonic() + 60 * minutes, threading.Event(), None
+        self._until, self._over = time.monotonic() + 60 * minutes, threading.Event()
+        self._handle: DisplayHandle | None = None
         self.recording, self._redraw_at = Recording(), 0.0
         self.recording.take(client)
         self._panels = Panels(self.recording.gpus_seen)
@@ -148,6 +157,7 @@ class LiveView(ipywidgets.VBox):
 
     @property
     def is_live(self) -> bool:
+        """Whether it still keeps up with the server."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
@@ -157,7 +167,7 @@ class LiveView(ipywidgets.VBox):
             self._thread.join(30)
 
     def __enter__(self) -> "LiveView":
-        display(self)
+        display(self)  # type: ignore[no-untyped-call]  # IPython's, without types
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -176,7 +186,8 @@ class LiveView(ipywidgets.VBox):
         self._draw()
         if self._handle:
             # The notebook is saved with this. Without a widget any page can show it; a problem needs the widget's text.
-            self._handle.update(self._bundle() if problem else self._still(), raw=True)
+            shown = self._bundle() if problem else self._still()
+            self._handle.update(shown, raw=True)  # type: ignore[no-untyped-call]
 
     def _look(self) -> str:
         """Read and show the server as it is now; the sentence that says why, where that fails."""
@@ -203,15 +214,15 @@ class LiveView(ipywidgets.VBox):
         ending = f" <b>{html.escape(ending)}</b>" if ending else ""
         return f'<div style="line-height:1.4">{html.escape(said)}.{ending}</div>'
 
-    def _still(self) -> dict:
+    def _still(self) -> dict[str, str]:
         said = "; ".join(summary(self.recording).values())
         return {"text/plain": said, "image/png": base64.b64encode(self._picture.value).decode()}
 
-    def _bundle(self) -> dict:
+    def _bundle(self) -> dict[str, Any]:
         return {**super()._repr_mimebundle_(), **self._still()}
 
     def _ipython_display_(self, **_: object) -> None:
-        self._handle = display(self._bundle(), raw=True, display_id=True)
+        self._handle = display(self._bundle(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
 
 def _retire_older(view: LiveView) -> None:
@@ -227,6 +238,7 @@ def watch(client: OpenAI, *, interval: float = 1.0, window: float = 60.0, minute
         metrics_view.watch(client)                  until its cell is run again, Stop, the kernel's end, or `minutes`
         with metrics_view.watch(client): ...        while the block runs
 
-    Pages without a kernel show its last picture. Raises what metrics.read raises.
+    Pages without a kernel show its last picture. Raises what metrics.read raises, and MetricsError for a
+    window shorter than the interval.
     """
     return LiveView(client, interval, window, minutes)

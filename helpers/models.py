@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from helpers import quantization
 from helpers.fields import ConfigError, Reader
@@ -21,7 +22,11 @@ ARCHITECTURES = DENSE + MIXTURES + LATENT
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts: `count` MLPs a layer, of which a token uses `per_token` (and all of `shared_size`)."""
+    """A mixture of experts: `count` MLPs a layer, of which a token uses `per_token` (and all of `shared_size`).
+
+    `intermediate_size` is the width of one, `shared_size` that of all shared ones together. The layers in `dense_layers`
+    have an ordinary MLP instead.
+    """
 
     count: int
     per_token: int
@@ -87,7 +92,7 @@ class ModelConfig:
         return cls.from_dict(fields, name=_model_name(file))
 
     @classmethod
-    def from_dict(cls, fields: dict, name: str = "config.json") -> "ModelConfig":
+    def from_dict(cls, fields: dict[str, Any], name: str = "config.json") -> "ModelConfig":
         """The ModelConfig of a parsed config.json. Raises ConfigError naming the field that is missing or wrong."""
         if not isinstance(fields, dict):
             raise ConfigError(f"{name} holds a {type(fields).__name__}, not the object of fields a config.json is.")
@@ -125,7 +130,10 @@ class ModelConfig:
         )
 
     def quantized(self, scheme: str) -> "ModelConfig":
-        """The same model with its linear layers stored as "fp8" (one scale a tensor), "fp8_block" or "int4"."""
+        """The same model with its linear layers stored as "fp8" (one scale a tensor), "fp8_block" or "int4".
+
+        Raises ConfigError for any other scheme.
+        """
         if scheme not in quantization.SCHEMES:
             raise ConfigError(f"Unknown quantisation {scheme!r}: choose {', '.join(quantization.SCHEMES)}.")
         return replace(self, quantization=quantization.SCHEMES[scheme])
@@ -137,7 +145,10 @@ def catalogue() -> list[str]:
 
 
 def load(model: str | Path) -> ModelConfig:
-    """A ModelConfig from a name in the catalogue ("llama-3.1-70b"), a Hub id of one, or a path from_json takes."""
+    """A ModelConfig from a name in the catalogue ("llama-3.1-70b"), a Hub id of one, or a path from_json takes.
+
+    Raises ConfigError for any other name, and for a config.json that cannot be used.
+    """
     text = str(model)
     short = text.rsplit("/", 1)[-1].lower().removeprefix("meta-").removesuffix("-instruct")
     if short in catalogue() and not Path(text).expanduser().exists():
@@ -172,7 +183,7 @@ def _model_name(file: Path) -> str:
     return folder.parents[1].name.rsplit("--", 1)[-1] if folder.parent.name == "snapshots" else folder.name
 
 
-def _architecture(fields: dict, name: str) -> str:
+def _architecture(fields: dict[str, Any], name: str) -> str:
     named = fields.get("architectures")
     if not isinstance(named, list) or not named:
         raise ConfigError(f"{name}: the field 'architectures' is missing; it should hold a name such as {DENSE[0]!r}.")
@@ -181,7 +192,7 @@ def _architecture(fields: dict, name: str) -> str:
             f"{name}: 'architectures' says {named[0]}, which this arithmetic does not know; "
             f"it knows {', '.join(ARCHITECTURES)}."
         )
-    return named[0]
+    return str(named[0])
 
 
 def _head_dim(read: Reader, hidden: int, heads: int) -> int:
@@ -211,7 +222,7 @@ def _dtype(read: Reader) -> str:
     return "bfloat16" if dtype == "float32" else dtype
 
 
-def _qk_norm(architecture: str, fields: dict) -> str:
+def _qk_norm(architecture: str, fields: dict[str, Any]) -> str:
     if architecture == "MiniMaxM2ForCausalLM":
         return "full" if fields.get("use_qk_norm", True) else "none"
     return "head" if architecture.startswith("Qwen3") else "none"

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -36,20 +37,24 @@ def canonical(notebook: nbformat.NotebookNode) -> str:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
         if cell.cell_type == "code":
             cell["outputs"] = _joined(cell["outputs"])
-    text = nbformat.writes(notebook)
+    text = _written(notebook)
     if widgets:
         states = widgets["application/vnd.jupyter.widget-state+json"]["state"]
         numbers = {name: f"{n:032x}" for n, name in enumerate(_shown(text, states))}
         widgets["application/vnd.jupyter.widget-state+json"]["state"] = {name: states[name] for name in numbers}
         notebook.metadata["widgets"] = widgets
-        text = WIDGET_ID.sub(lambda match: numbers.get(match[0], match[0]), nbformat.writes(notebook))
-        text = nbformat.writes(nbformat.reads(text, as_version=4))  # keys in order again
+        text = WIDGET_ID.sub(lambda match: numbers.get(match[0], match[0]), _written(notebook))
+        text = _written(nbformat.reads(text, as_version=4))  # type: ignore[no-untyped-call]  # keys in order again
     return text.rstrip() + "\n"
 
 
-def _joined(parts: list) -> list:
+def _written(notebook: nbformat.NotebookNode) -> str:
+    return str(nbformat.writes(notebook))  # type: ignore[no-untyped-call]  # nbformat has no types
+
+
+def _joined(parts: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
     """Neighbouring pieces of one stream as one: where they are cut depends on timing."""
-    joined = []
+    joined: list[nbformat.NotebookNode] = []
     for part in parts:
         if joined and part.output_type == "stream" == joined[-1].output_type and part.name == joined[-1].name:
             joined[-1].text += part.text
@@ -58,7 +63,7 @@ def _joined(parts: list) -> list:
     return joined
 
 
-def _shown(cells: str, states: dict) -> list[str]:
+def _shown(cells: str, states: dict[str, Any]) -> list[str]:
     """Ids of the widgets that the cells show and of those inside them, in an order that does not depend on the ids."""
     shown = list(dict.fromkeys(name for name in WIDGET_ID.findall(cells) if name in states))
     for name in shown:  # grows while we walk
@@ -68,11 +73,12 @@ def _shown(cells: str, states: dict) -> list[str]:
 
 
 def main(names: list[str]) -> int:
+    """Runs the command. Returns 0, or 1 after saying which cell failed or why there is no server."""
     paths = [Path(name) for name in names] or sorted(NOTEBOOKS.glob("*.ipynb"))
     try:
         connect(start=True)
         for path in paths:
-            notebook = nbformat.read(path, as_version=4)
+            notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
             run(notebook)
             path.write_text(canonical(notebook))
             print(f"{path.name}: {sum(cell.cell_type == 'code' for cell in notebook.cells)} code cells run")

@@ -22,12 +22,12 @@ class BlockPool:
         self._reusable: OrderedDict[int, None] = OrderedDict()  # free, but their content can still be found
         self._owners = [0] * blocks
         self._key_of: dict[int, int] = {}
-        self._blocks_of: dict[
-            int, dict[int, None]
-        ] = {}  # one content may fill several blocks: vLLM does not merge them
+        # One content may fill several blocks: vLLM does not merge them.
+        self._blocks_of: dict[int, dict[int, None]] = {}
         self._keys: dict[tuple[int | None, Hashable], int] = {}
 
     def has_room(self, blocks: int) -> bool:
+        """Whether so many blocks can be taken."""
         return blocks <= self.free
 
     def stranded(self, blocks: int) -> int:
@@ -35,7 +35,7 @@ class BlockPool:
         return 0
 
     def take(self, blocks: int) -> list[int]:
-        """Hand out so many blocks; the content of cached ones is forgotten."""
+        """Hand out so many blocks, for which there must be room; the content of cached ones is forgotten."""
         self.free -= blocks
         plain = min(blocks, len(self._empty))
         taken = self._empty[: -plain - 1 : -1]
@@ -110,13 +110,12 @@ class BlockPool:
 class ContiguousPool:
     """One piece of neighbouring blocks for each request, the first hole that is long enough."""
 
-    caching = False
-
     def __init__(self, blocks: int):
         self.usable = self.free = blocks - 1
         self._holes = [(1, blocks - 1)]  # (first block, length), by first block, never touching each other
 
     def has_room(self, blocks: int) -> bool:
+        """Whether so many blocks lie side by side."""
         return any(length >= blocks for _, length in self._holes)
 
     def stranded(self, blocks: int) -> int:
@@ -124,6 +123,7 @@ class ContiguousPool:
         return self.free if blocks <= self.free and not self.has_room(blocks) else 0
 
     def take(self, blocks: int) -> list[int]:
+        """Hand out so many neighbouring blocks, for which there must be room."""
         at = next(i for i, (_, length) in enumerate(self._holes) if length >= blocks)
         first, length = self._holes[at]
         self._holes[at : at + 1] = [(first + blocks, length - blocks)] if length > blocks else []
@@ -131,6 +131,7 @@ class ContiguousPool:
         return list(range(first, first + blocks))
 
     def release(self, blocks: Sequence[int]) -> tuple[list[int], int]:
+        """The piece is free again. Nothing of it stays findable and nothing is shared: always ([], 0)."""
         self.free += len(blocks)
         joined: list[tuple[int, int]] = []
         for first, length in sorted([*self._holes, (blocks[0], len(blocks))]):

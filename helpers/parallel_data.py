@@ -10,6 +10,7 @@ import math
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,7 +18,8 @@ from helpers import bench_report
 from helpers.bench_matrix import described, parse
 from helpers.bench_store import Results, read_all
 from helpers.calibration import MEASURED_FILE, measured
-from helpers.memory import load, plan
+from helpers.hardware import GIB
+from helpers.memory import Plan, load, plan
 from helpers.models import DTYPE_BYTES
 
 BENCH = Path(__file__).parent / "data" / "bench"
@@ -80,7 +82,10 @@ def source(table: pd.DataFrame) -> str:
 
 
 def speed(table: pd.DataFrame, row: str, concurrency: int, column: str = "tokens_per_second") -> float:
-    """One figure of a table: of a row at so many requests at once."""
+    """One figure of a table: of a row at so many requests at once, by default in tokens a second.
+
+    Raises IndexError for one that was not measured.
+    """
     found = table[(table["row"] == row) & (table["concurrency"] == concurrency)]
     return float(found[column].iloc[0])
 
@@ -175,20 +180,20 @@ def caches() -> pd.DataFrame:
         planned = plan(load(MODEL), gpu="H200", max_model_len=measured()["max_model_len"], max_num_seqs=128, **layout)
         said = measured()["server_log"].get(run, {}).get("gpu_kv_cache_tokens", [copy])[0]
         rows[server["name"]] = {
-            "weights_gib": planned.weights_per_gpu / 2**30,
+            "weights_gib": planned.weights_per_gpu / GIB,
             "predicted": planned.dp * planned.kv_cache_tokens,
             "printed": int(planned.dp * said),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def plans() -> list:
-    """helpers.memory.Plan of Llama 3.1 70B on four H200: TP4 and TP2 x DP2, as they were served."""
+def plans() -> list[Plan]:
+    """Llama 3.1 70B on four H200: TP4 and TP2 x DP2, as they were served."""
     sizes = {"max_model_len": measured()["max_model_len"], "max_num_seqs": 128}
     return [plan(load(MODEL), gpu="H200", tp=4 // copies, dp=copies, **sizes) for copies in (1, 2)]
 
 
-def _server(run: str) -> dict:
+def _server(run: str) -> dict[str, Any]:
     """A run's server as results keep it; its layout as the file's description says it."""
     text = measured()["runs"][run]
     kinds = {"tensor": "tp", "pipeline": "pp", "data": "dp", "T": "tp", "P": "pp", "D": "dp"}
@@ -199,7 +204,7 @@ def _server(run: str) -> dict:
     return described(parse({"rows": [row]}).rows[0])
 
 
-def _cell(server: dict, entry: dict) -> dict:
+def _cell(server: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     """A measurement as results keep it."""
     done = entry["completed"]
     return {
@@ -211,7 +216,11 @@ def _cell(server: dict, entry: dict) -> dict:
     }  # fmt: skip
 
 
-def _machine() -> dict:
+def _machine() -> dict[str, Any]:
     """The machine of four GPUs, as results keep it."""
-    count, name = re.match(r"(\d+)x ([\w ]+?) \(", measured()["hardware"]).groups()
-    return {"gpus": [name] * int(count), "versions": {"vllm": re.match(r"vLLM ([\d.]+)", measured()["software"])[1]}}
+    gpus, vllm = (
+        re.match(r"(\d+)x ([\w ]+?) \(", measured()["hardware"]),
+        re.match(r"vLLM ([\d.]+)", measured()["software"]),
+    )
+    assert gpus and vllm, f"{MEASURED_FILE} does not begin with its GPUs and its vLLM"
+    return {"gpus": [gpus[2]] * int(gpus[1]), "versions": {"vllm": vllm[1]}}

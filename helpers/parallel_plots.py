@@ -1,6 +1,6 @@
 """Pictures of parallel layouts: what is cut, who holds what, when each GPU works, what messages take. None computes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -15,7 +15,7 @@ GPU_COLORS = (BLUE, ORANGE, GREEN, PURPLE)
 EMPTY = "#f1f3f4"
 
 
-def matrices(shapes: dict[str, tuple[int, int, str]], ranks: int, message: str, title: str) -> Figure:
+def matrices(shapes: Mapping[str, tuple[int, int, str]], ranks: int, message: str, title: str) -> Figure:
     """The matrices of a layer to scale, each cut into as many pieces as there are ranks, 4 at most.
 
     `shapes`: name -> (outputs, inputs, "outputs" or "inputs", the side that is cut). `message` stands where partial sums
@@ -52,13 +52,13 @@ def _pieces(axis: Axes, left: float, width: float, height: float, ranks: int, cu
         axis.text(*middle, f"{rank}", color="white", ha="center", va="center", fontsize=8)
 
 
-def _matrices_label(shapes: dict, ranks: int) -> str:
+def _matrices_label(shapes: Mapping[str, tuple[int, int, str]], ranks: int) -> str:
     cuts = ", ".join(f"{name} by its {cut}" for name, (_, _, cut) in shapes.items())
     return f"The matrices of a layer cut for {ranks} GPUs: {cuts}; partial sums are added after those cut by inputs."
 
 
 #: What of a 4 x 4 grid GPU g holds: rows are layers, columns parts of a layer's matrices, heads, experts or tokens.
-HELD = {
+HELD: dict[str, Callable[[int, int, int], bool]] = {
     "columns": lambda gpu, row, column: column == gpu,
     "rows": lambda gpu, row, column: row == gpu,
     "all": lambda gpu, row, column: True,
@@ -89,7 +89,7 @@ def holdings(kinds: Sequence[tuple[str, str, str, str]], title: str) -> Figure:
     return figure
 
 
-def _grid(axis: Axes, left: float, bottom: float, gpu: int, held) -> None:
+def _grid(axis: Axes, left: float, bottom: float, gpu: int, held: Callable[[int, int, int], bool]) -> None:
     for row in range(4):
         for column in range(4):
             color = GPU_COLORS[gpu] if held(gpu, row, column) else EMPTY

@@ -7,14 +7,14 @@ from helpers import parallel_data, parallel_plots
 from helpers.bench_links import matrices
 from helpers.hardware import INFINIBAND_NDR, Link, get_gpu
 from helpers.models import DTYPE_BYTES, ModelConfig
-from helpers.partition import stage_layers
+from helpers.partition import LayoutError, stage_layers
 from helpers.roofline import decode_seconds, pp_bytes_per_step, tp_bytes_per_step
 
 SUMMED = ("o", "down")  # cut by their inputs, so that each GPU has a part of every sum
 
 
 def tensor_parallel(config: ModelConfig, tp: int) -> Figure:
-    """A layer's matrices cut for tp GPUs, 4 at most; what an all-reduce of one token adds up."""
+    """A layer's matrices cut for tp GPUs, 4 at most, and the bytes that an all-reduce of one token adds up."""
     shapes = matrices(config, 1)
     half = (shapes["gate_up"][0] // 2, shapes["gate_up"][1])
     shapes = {"q, k, v": shapes["qkv"], "o": shapes["o"], "gate": half, "up": half, "down": shapes["down"]}
@@ -31,7 +31,12 @@ def message_bytes(config: ModelConfig, tokens: int) -> int:
 
 
 def who_holds_what(config: ModelConfig, mixture: ModelConfig) -> Figure:
-    """What each of four GPUs holds under TP, PP, DP, EP and CP, and what it sends for a token."""
+    """What each of four GPUs holds under TP, PP, DP, EP and CP, and what it sends for a token.
+
+    Raises LayoutError when `mixture` has no experts.
+    """
+    if mixture.experts is None:
+        raise LayoutError(f"{mixture.name} has no experts to share out: name a mixture, such as deepseek-r1.")
     tp, pp = tp_bytes_per_step(config, tp=4, tokens=1), pp_bytes_per_step(config, pp=4, tokens=1)
     layers, experts = stage_layers(config.num_hidden_layers, 4)[0], mixture.experts
     all_reduces = 2 * config.num_hidden_layers

@@ -62,19 +62,21 @@ class Report:
 
     @property
     def go(self) -> bool:
+        """Whether the class can be held here: nothing speaks against it."""
         return not self.reasons
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: times in seconds."""
         phases = {}
         for name, run in self.phases.items():
-            figures = percentiles(run) / 1000 if run.done > run.failed else {}
-            columns = ("p50", "p95", "p99")
-            felt = {
-                row.lower(): {c: round(float(figures.loc[row, c]), 4) for c in columns}
-                for row in getattr(figures, "index", [])
-                if row in ("TTFT", "TPOT")
-            }
+            felt = {}
+            if run.done > run.failed:
+                figures = percentiles(run) / 1000
+                felt = {
+                    row.lower(): {c: round(float(figures.loc[row, c]), 4) for c in ("p50", "p95", "p99")}
+                    for row in ("TTFT", "TPOT")
+                    if row in figures.index
+                }
             phases[name] = {
                 "questions": run.done,
                 "failed": run.failed,
@@ -95,32 +97,33 @@ class Class:
 
     def __init__(self, participants: int, think_time: float, max_tokens: int, seed: int):
         self._draws = [random.Random(f"{seed}-{number}") for number in range(participants)]
-        self._think_time, self._common = think_time, {"max_tokens": max_tokens}
+        self._think_time = think_time
+        self._common: dict[str, object] = {"max_tokens": max_tokens}
         self._talks: list[list[dict[str, str]]] = [[] for _ in range(participants)]
-        self._began, self._line = now(), None
+        self._began = now()
 
     async def attend(self, client: OpenAI, duration: float) -> dict[str, Run]:
         """The chats of `duration` seconds, then the question of all at once."""
         self._common["model"] = (await asyncio.to_thread(client.models.list)).data[0].id
         everyone = range(len(self._draws))
-        async with Line(client, len(self._draws), tries=1) as self._line:
+        async with Line(client, len(self._draws), tries=1) as line:
             self._began = now()
-            chats = await asyncio.gather(*[self._chat(number, duration) for number in everyone])
+            chats = await asyncio.gather(*[self._chat(line, number, duration) for number in everyone])
             chatting = _run([record for chat in chats for record in chat])
             self._began = now()
-            together = _run(await asyncio.gather(*[self._ask(number) for number in everyone]))
+            together = _run(await asyncio.gather(*[self._ask(line, number) for number in everyone]))
         return {CHATTING: chatting, TOGETHER: together}
 
-    async def _chat(self, number: int, duration: float) -> list[Record]:
+    async def _chat(self, line: Line, number: int, duration: float) -> list[Record]:
         draw, records = self._draws[number], []
         pause = draw.uniform(0, self._think_time)  # they do not begin at the same moment
         while now() - self._began + pause < duration:
             await asyncio.sleep(pause)
-            records.append(await self._ask(number))
+            records.append(await self._ask(line, number))
             pause = self._think_time * draw.uniform(0.5, 1.5)
         return records
 
-    async def _ask(self, number: int) -> Record:
+    async def _ask(self, line: Line, number: int) -> Record:
         talk = self._talks[number]
         if len(talk) >= 2 * TALK:
             talk.clear()
@@ -128,7 +131,7 @@ class Class:
         messages = [*talk, {"role": "user", "content": question}]
         started = now() - self._began
         record = Record(number, started, started, worker=number)
-        await self._line.ask({"messages": messages}, self._common, record)
+        await line.ask({"messages": messages}, self._common, record)
         if record.ok:
             talk += [messages[-1], {"role": "assistant", "content": record.text}]
         return record
@@ -143,7 +146,10 @@ def rehearse(
     client: OpenAI, *, participants: int, think_time: float, duration: float, max_tokens: int = 128,
     limits: Limits | None = None, seed: int = 0,
 ) -> Report:  # fmt: skip
-    """Replay a class against this server; times in seconds. Takes `duration`, and as long as the last answers take."""
+    """Replay a class against this server; times in seconds. Takes `duration`, and as long as the last answers take.
+
+    Raises LoadError for counts and times that are not above 0.
+    """
     if participants < 1 or think_time <= 0 or duration <= 0 or max_tokens < 1:
         raise LoadError("Participants, think time, duration and tokens must all be more than 0.")
     recording = None

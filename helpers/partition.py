@@ -8,7 +8,7 @@ class LayoutError(WorkshopError):
     """A parallel layout that vLLM would refuse."""
 
 
-def positive(**sizes) -> None:
+def positive(**sizes: object) -> None:
     """Raises LayoutError unless every named size is a whole number above zero."""
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from helpers import queue
 from helpers.deployments import Deployment, asked_of_sbatch
@@ -68,9 +68,9 @@ def check(deployment: Deployment, options: Sequence[str] = ()) -> list[Finding]:
 
 
 def with_nodes(partition: Partition) -> Partition:
-    """The partition with its nodes, as sinfo lists them."""
+    """The partition with its nodes, as sinfo lists them. Raises SlurmError when it does not answer."""
     text = queue.ask(["sinfo", "--noheader", "--Node", f"--partition={partition.name}", f"--format={_NODES}"])
-    return Partition(**{**partition.__dict__, "nodes": parse_nodes(text)})
+    return replace(partition, nodes=parse_nodes(text))
 
 
 def assess(deployment: Deployment, partition: Partition, asked: Mapping[str, str]) -> list[Finding]:
@@ -87,7 +87,10 @@ def assess(deployment: Deployment, partition: Partition, asked: Mapping[str, str
 
 
 def test_only(deployment: Deployment, options: Sequence[str], variables: Mapping[str, str]) -> list[Finding]:
-    """What Slurm itself says of the submission, with the site's own rules; nothing is submitted."""
+    """What Slurm itself says of the submission, with the site's own rules; nothing is submitted.
+
+    No findings when it would take the job. Raises SlurmError when Slurm is not here or does not answer.
+    """
     environment = queue.clean_environment() | dict(variables)
     done = queue.run(["sbatch", "--test-only", *options, str(deployment.path)], environment=environment)
     if done.returncode == 0:

@@ -1,13 +1,21 @@
 """The workshop's figures. Each function takes data and returns a matplotlib Figure; none computes what it draws."""
 
 import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
+
+from helpers.hardware import GIB
+from helpers.memory import Plan
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3b6fb6", "#e08a2e", "#4a9a63", "#c8504c", "#7d62a8", "#9aa0a6"
 
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "figure.figsize": (7.2, 3.2),
     "figure.dpi": 96,
     "figure.constrained_layout.use": True,
@@ -17,7 +25,7 @@ STYLE = {
 }
 
 
-def _new_figure(columns: int = 1, **kwargs) -> tuple[Figure, list]:
+def _new_figure(columns: int = 1, **kwargs: Any) -> tuple[Figure, list[Axes]]:
     """A figure in the workshop's style, not registered with pyplot, so that a notebook shows it exactly once."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, columns, squeeze=False, **kwargs)
@@ -47,33 +55,35 @@ MEMORY_PARTS = {
 
 
 def memory_bars(
-    plans: list, labels: list[str] | None = None, title: str = "Memory of the tightest GPU (dashed: what it has)"
+    plans: Sequence[Plan],
+    labels: Sequence[str] | None = None,
+    title: str = "Memory of the tightest GPU (dashed: what it has)",
 ) -> Figure:
-    """A stacked bar for each helpers.memory.Plan: what fills its tightest GPU, in GiB; the GPU's memory is dashed."""
+    """A stacked bar for each plan: what fills its tightest GPU, in GiB; the GPU's memory is dashed."""
     figure, (axis,) = _new_figure(figsize=(7.2, 1.9 + 0.5 * len(plans)))
-    labels = labels or [f"{plan.model}\n{plan.layout} on {plan.gpu}" for plan in plans]
+    names = labels or [f"{plan.model}\n{plan.layout} on {plan.gpu}" for plan in plans]
     left = [0.0] * len(plans)
     for part, (name, color) in MEMORY_PARTS.items():
         drawn = [part != "left_free" or not plan.breakdown["missing"] for plan in plans]
-        sizes = [plan.breakdown[part] / 2**30 if shown else 0.0 for plan, shown in zip(plans, drawn, strict=True)]
+        sizes = [plan.breakdown[part] / GIB if shown else 0.0 for plan, shown in zip(plans, drawn, strict=True)]
         bars = axis.barh(range(len(plans)), sizes, left=left, color=color, label=name, height=0.6)
         if part in ("weights", "kv_cache"):
-            longest = max(plan.gpu_memory for plan in plans) / 2**30
+            longest = max(plan.gpu_memory for plan in plans) / GIB
             figures = [f"{size:.1f}" if size > 0.06 * longest else "" for size in sizes]
             axis.bar_label(bars, figures, label_type="center", color="white", fontsize=9)
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for row, plan in enumerate(plans):
-        axis.plot([plan.gpu_memory / 2**30] * 2, [row - 0.4, row + 0.4], color="black", linestyle="--", linewidth=1)
+        axis.plot([plan.gpu_memory / GIB] * 2, [row - 0.4, row + 0.4], color="black", linestyle="--", linewidth=1)
     axis.set_title(title, loc="left", fontsize=11)
     axis.set_xlabel("GiB")
-    axis.set_yticks(range(len(plans)), labels)
+    axis.set_yticks(range(len(plans)), names)
     axis.invert_yaxis()
     figure.legend(ncols=len(MEMORY_PARTS), loc="outside lower center", frameon=False, fontsize=9, columnspacing=1)
     return figure
 
 
-def plan_verdict(plan, reason: str) -> Figure:
-    """The bar of one helpers.memory.Plan under its verdict; `reason` says why it fits or not."""
+def plan_verdict(plan: Plan, reason: str) -> Figure:
+    """The bar of one plan under its verdict; `reason` says why it fits or not."""
     figure = memory_bars([plan], title="")
     verdict = f"{plan.gpus} {plan.gpu}: {'it fits' if plan.fits else 'it does not fit'}\n{textwrap.fill(reason, 95)}"
     figure.suptitle(verdict, x=0.01, ha="left", fontsize=10, color=GREEN if plan.fits else RED)
@@ -88,8 +98,8 @@ def sentence(text: str) -> Figure:
     return figure
 
 
-def weight_bars(gigabytes, marks: dict[str, float]) -> Figure:
-    """Bars of a DataFrame in GB, a group for each row; `marks` are dashed lines {label: GB}."""
+def weight_bars(gigabytes: pd.DataFrame, marks: Mapping[str, float]) -> Figure:
+    """Bars in GB, a group for each row; `marks` are dashed lines {label: GB}."""
     figure, (axis,) = _new_figure(figsize=(7.2, 3.4))
     height = 0.8 / len(gigabytes.columns)
     for i, (column, color) in enumerate(zip(gigabytes, (BLUE, ORANGE, GREEN, PURPLE), strict=False)):
@@ -106,8 +116,8 @@ def weight_bars(gigabytes, marks: dict[str, float]) -> Figure:
     return figure
 
 
-def growth_lines(table, title: str, xlabel: str, ylabel: str) -> Figure:
-    """A line for each column of a DataFrame against its index, with its name at the end."""
+def growth_lines(table: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> Figure:
+    """A line for each column against the index, with its name at the end."""
     figure, (axis,) = _new_figure()
     for name, color in zip(table, (BLUE, ORANGE, GREEN, PURPLE, RED, GREY), strict=False):
         axis.plot(table.index, table[name], color=color)
@@ -118,13 +128,13 @@ def growth_lines(table, title: str, xlabel: str, ylabel: str) -> Figure:
     return figure
 
 
-def against_bound(bound, measured, title: str, unit: str) -> Figure:
-    """Measured values (blue) inside their bounds (grey), two Series with the same index."""
+def against_bound(bound: pd.Series, measured: pd.Series, title: str, unit: str) -> Figure:
+    """Measured values (blue) inside their bounds (grey); both have the same index and are in `unit`."""
     figure, (axis,) = _new_figure(figsize=(7.2, 0.9 + 0.42 * len(bound)))
-    axis.barh(list(bound.index), bound, color=GREY, alpha=0.4, height=0.75, label="bound")
+    limits = axis.barh(list(bound.index), bound, color=GREY, alpha=0.4, height=0.75, label="bound")
     bars = axis.barh(list(bound.index), measured, color=BLUE, height=0.45, label="measured")
     shares = [f"{value / limit:.0%} of {limit:.0f}" for value, limit in zip(measured, bound, strict=True)]
-    axis.bar_label(axis.containers[0], shares, padding=4, fontsize=9)
+    axis.bar_label(limits, shares, padding=4, fontsize=9)
     axis.bar_label(bars, fmt="%.0f", label_type="center", color="white", fontsize=9)
     axis.set_title(title, loc="left", fontsize=11)
     axis.set(xlabel=unit, xlim=(0, 1.2 * max(bound)))
@@ -134,8 +144,8 @@ def against_bound(bound, measured, title: str, unit: str) -> Figure:
 
 
 def next_token_bars(
-    odds: dict[str, float],
-    reference: dict[str, float] | None = None,
+    odds: Mapping[str, float],
+    reference: Mapping[str, float] | None = None,
     title: str = "",
     labels: tuple[str, str] = ("before", "after"),
 ) -> Figure:

@@ -9,15 +9,15 @@ from pathlib import Path
 from helpers import checkpoint, partitions, vllm_flags
 from helpers.deployments import ROOT, Deployment, DeploymentError, plan_of, shape_of
 from helpers.environment import NOTE, OK, PROBLEM, Finding
-from helpers.hardware import HardwareError
+from helpers.fields import ConfigError
+from helpers.hardware import GB, HardwareError
 from helpers.layout import check_layout
 from helpers.memory import weight_bytes
-from helpers.models import ConfigError, load
+from helpers.models import load
 from helpers.partition import LayoutError
 from helpers.queue import SlurmError
 from helpers.sites import RUNTIMES, Site, sbatch_options
 
-GB = 10**9
 LAUNCHERS = ("native", "ray")
 
 

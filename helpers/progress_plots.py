@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -65,7 +66,7 @@ def lesson_of(check: str) -> str:
     return check.partition(".")[0]
 
 
-def class_grid(rows: Sequence[Row], checks: Sequence[str], *, width: float = 10.0) -> Figure:
+def class_grid(rows: Sequence[Row], checks: Sequence[str]) -> Figure:
     """A row for each participant and a column for each check ("03.q2"), with the share that passed it above.
 
     A red frame: the participant is stuck there. The number in a check that was tried says how often. Lessons stand apart.
@@ -73,8 +74,8 @@ def class_grid(rows: Sequence[Row], checks: Sequence[str], *, width: float = 10.
     breaks = np.cumsum([0] + [GAP * (lesson_of(a) != lesson_of(b)) for a, b in itertools.pairwise(checks)])
     left = np.arange(len(checks)) + breaks
     height = 1.9 + max(0.165 * len(rows), 0.6)
-    with plots.plt.rc_context(plots.STYLE | {"figure.constrained_layout.use": False}):
-        figure = Figure(figsize=(width, height))
+    with plt.rc_context(plots.STYLE | {"figure.constrained_layout.use": False}):
+        figure = Figure(figsize=(10, height))
         top, grid = figure.subplots(2, 1, sharex=True, height_ratios=[0.75, max(0.165 * len(rows), 0.6)])
     figure.subplots_adjust(
         left=0.125, right=0.995, top=1 - 0.35 / height, bottom=0.42 / height, hspace=0.1 / height * 4
@@ -111,8 +112,10 @@ def _boxes(axis: Axes, left: np.ndarray, levels: np.ndarray) -> None:
     cells = np.full((len(levels), len(edges) - 1), np.nan)
     cells[:, np.searchsorted(edges, left)] = levels
     if len(levels):
-        look = {"cmap": ListedColormap(SHADES), "vmin": -0.5, "vmax": 3.5, "edgecolors": "white", "linewidth": 0.8}
-        axis.pcolormesh(edges, np.arange(len(levels) + 1), cells, **look)
+        axis.pcolormesh(
+            edges, np.arange(len(levels) + 1), cells, cmap=ListedColormap(SHADES), vmin=-0.5, vmax=3.5,
+            edgecolors="white", linewidth=0.8,
+        )  # fmt: skip
     else:
         axis.text(0.5, 0.5, "Nobody shares their progress yet.", transform=axis.transAxes, ha="center", va="center")
     axis.set(xlim=(0, left[-1] + 1), ylim=(max(len(levels), 1), 0), xticks=[])

@@ -42,6 +42,7 @@ class Progress:
     name: str = ""
 
     def text(self) -> str:
+        """What a file of it holds: JSON, with no more events than `trimmed` keeps."""
         events = [[event.time, event.exercise, event.state] for event in sorted(trimmed(self.events))]
         return json.dumps({"version": VERSION, "name": self.name, "events": events})
 
@@ -59,6 +60,7 @@ _ours: set[Event] = set()
 
 
 def path() -> Path:
+    """Where this learner's own progress is kept."""
     return connections.home() / "progress.json"
 
 
@@ -178,7 +180,8 @@ def _publish(progress: Progress) -> str:
 
 def trimmed(events: Iterable[Event]) -> set[Event]:
     """The first `seen` and the first `right` of each exercise, and its first MOST_WRONG wrong tries."""
-    kept, counted = set(), Counter()
+    kept = set()
+    counted: Counter[tuple[str, str]] = Counter()
     for event in sorted(events):
         key = event.exercise, event.state
         counted[key] += 1

@@ -6,7 +6,7 @@ other model only perplexity and tests of its answers remain.
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,6 +17,7 @@ from helpers import logprobs, scoring
 from helpers.tiny import corpus, evaluate
 
 TEXTS = 40
+UNSEEN = 10**6  # the seed of an epoch; training goes on from 0
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Quality:
 
     @property
     def perplexity(self) -> float:
+        """exp of the mean nats a token."""
         return math.exp(self.nats / self.tokens)
 
     @property
@@ -37,7 +39,7 @@ class Quality:
         return _mean(evaluate.total_variation(_spaced(self.odds[start]), odds) for start, odds in corpus.ODDS.items())
 
     def moved_from(self, other: "Quality") -> float:
-        """Mean total variation distance between the odds of two servers, over the corpus's words."""
+        """Mean total variation distance (0-1) between the odds of two servers, over the corpus's words."""
         return _mean(
             sum(abs(self.odds[start][word] - other.odds[start][word]) for word in odds) / 2
             for start, odds in corpus.ODDS.items()
@@ -53,13 +55,16 @@ class Quality:
 
 
 @cache
-def unseen_texts(count: int = TEXTS, seed: int = 10**6) -> list[str]:
-    """Documents of an epoch that training never reached: other draws from the same corpus."""
-    return random.Random(seed).sample(corpus.documents(seed), count)
+def unseen_texts() -> list[str]:
+    """TEXTS documents of an epoch that training never reached: other draws from the same corpus."""
+    return random.Random(UNSEEN).sample(corpus.documents(UNSEEN), TEXTS)
 
 
 def measure(client: OpenAI, texts: Sequence[str] | None = None) -> Quality:
-    """Ask a server of the small Llama for its odds after every known beginning, and for the perplexity of `texts`."""
+    """Ask a server of the small Llama for its odds after every known beginning, and for the perplexity of `texts`.
+
+    Raises LogprobsError for a server that tells no logprobs.
+    """
     model = client.models.list().data[0].id
     odds = {
         start: {word: served.get(f" {word}", 0.0) for word in known}
@@ -90,6 +95,6 @@ def _spaced(odds: Mapping[str, float]) -> dict[str, float]:
     return {f" {word}": share for word, share in odds.items()}
 
 
-def _mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known)

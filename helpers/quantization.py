@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from helpers.fields import ConfigError
 
@@ -12,7 +13,8 @@ METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "awq", "gptq")
 class Quantization:
     """How the linear layers are stored; embeddings, norms, routers and the output head stay in the model's dtype.
 
-    `scales` says what shares one scale: the tensor, an output channel, a block of (out, in) or a group of inputs.
+    `scales` says what shares one scale: a "tensor", an output "channel", a "block" of (out, in) weights or a "group" of
+    `group_size` inputs.
     """
 
     method: str
@@ -41,9 +43,9 @@ class Quantization:
         return -(-rows * columns * self.bits // 8) + count * self.scale_bytes + zeros
 
     def _scale_count(self, rows: int, columns: int) -> int:
-        if self.scales == "block":
+        if self.block:
             return -(-rows // self.block[0]) * -(-columns // self.block[1])
-        if self.scales == "group":
+        if self.group_size:
             return rows * -(-columns // self.group_size)
         return rows if self.scales == "channel" else 1
 
@@ -60,8 +62,11 @@ def _matches(pattern: str, name: str) -> bool:
     return f".{pattern}." in f".{name}."
 
 
-def parse(settings: dict | None, where: str) -> Quantization | None:
-    """The Quantization a `quantization_config` describes, None without one. Raises ConfigError for methods it lacks."""
+def parse(settings: dict[str, Any] | None, where: str) -> Quantization | None:
+    """The Quantization a `quantization_config` describes, None without one.
+
+    Raises ConfigError, naming the field, for a method or setting that this arithmetic does not know.
+    """
     if not settings:
         return None
     if not isinstance(settings, dict):
@@ -83,21 +88,21 @@ def parse(settings: dict | None, where: str) -> Quantization | None:
     return readers[method](settings, where, common)
 
 
-def _fp8(settings: dict, where: str, common: dict) -> Quantization:
+def _fp8(settings: dict[str, Any], where: str, common: dict[str, Any]) -> Quantization:
     block = settings.get("weight_block_size")
     if block is None:
         return Quantization("fp8", bits=8, **common)
     return Quantization("fp8", bits=8, scales="block", block=_block(block, where), **common)
 
 
-def _fbgemm(settings: dict, where: str, common: dict) -> Quantization:
+def _fbgemm(settings: dict[str, Any], where: str, common: dict[str, Any]) -> Quantization:
     return Quantization("fbgemm_fp8", bits=8, scales="channel", **common)
 
 
-def _compressed(settings: dict, where: str, common: dict) -> Quantization:
+def _compressed(settings: dict[str, Any], where: str, common: dict[str, Any]) -> Quantization:
     groups = settings.get("config_groups")
     groups = list(groups.values()) if isinstance(groups, dict) else []
-    schemes = [group.get("weights") for group in groups if isinstance(group, dict)]
+    schemes: list[Any] = [group.get("weights") for group in groups if isinstance(group, dict)]
     if not schemes or any(not isinstance(scheme, dict) or scheme != schemes[0] for scheme in schemes):
         raise ConfigError(
             f"{where}: quantization_config.config_groups must hold one scheme for all layers, found {len(schemes)}."
@@ -124,7 +129,7 @@ def _compressed(settings: dict, where: str, common: dict) -> Quantization:
     )
 
 
-def _grouped(settings: dict, where: str, common: dict) -> Quantization:
+def _grouped(settings: dict[str, Any], where: str, common: dict[str, Any]) -> Quantization:
     method = settings["quant_method"]
     bits = _width(settings.get("bits", settings.get("w_bit")), "bits", where)
     group_size = settings.get("group_size", settings.get("q_group_size", 128))
@@ -134,21 +139,21 @@ def _grouped(settings: dict, where: str, common: dict) -> Quantization:
     return Quantization(method, bits, "group", group_size=group_size, scale_bytes=2, zero_points=True, **common)
 
 
-def _width(bits, field: str, where: str) -> int:
+def _width(bits: Any, field: str, where: str) -> int:
     if bits not in (2, 3, 4, 8):
         raise ConfigError(f"{where}: quantization_config.{field} is {bits!r}; it must be 2, 3, 4 or 8 bits a weight.")
-    return bits
+    return int(bits)
 
 
-def _group(size, where: str) -> int:
+def _group(size: object, where: str) -> int:
     if not isinstance(size, int) or size <= 0:
         raise ConfigError(f"{where}: quantization_config.group_size is {size!r}; it must be a positive whole number.")
     return size
 
 
-def _block(block, where: str) -> tuple[int, int]:
+def _block(block: object, where: str) -> tuple[int, int]:
     if not isinstance(block, list | tuple) or len(block) != 2 or any(not isinstance(n, int) or n <= 0 for n in block):
         raise ConfigError(
             f"{where}: quantization_config has the block {block!r}; it must be two sizes such as [128, 128]."
         )
-    return tuple(block)
+    return block[0], block[1]

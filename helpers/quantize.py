@@ -11,6 +11,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from compressed_tensors.compressors import BaseCompressor
@@ -36,16 +37,16 @@ class Way:
     """How the numbers are stored: compressed-tensors' name of the format, and its scheme of weights and activations."""
 
     format: str
-    weights: dict
-    activations: dict | None = None
+    weights: dict[str, Any]
+    activations: dict[str, Any] | None = None
 
 
-def _each_token(kind: str) -> dict:
+def _each_token(kind: str) -> dict[str, Any]:
     """Activations are rounded too, while serving, with a scale for each token."""
     return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}
 
 
-def _by_channel(kind: str) -> dict:
+def _by_channel(kind: str) -> dict[str, Any]:
     return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "channel"}
 
 
@@ -70,7 +71,7 @@ def quantize(model: Path | str, folder: Path | str, way: str) -> Path:
     scheme = QuantizationScheme(
         targets=["Linear"], weights=WAYS[way].weights, input_activations=WAYS[way].activations, format=WAYS[way].format
     )
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(model / WEIGHTS).items():
         layer = name.removesuffix(".weight")
         if layer.rpartition(".")[2] in LINEAR:
@@ -94,17 +95,18 @@ def _compressed(weight: torch.Tensor, scheme: QuantizationScheme) -> dict[str, t
     groups = weight.float().reshape(weight.shape[0], -1, size)
     scales, _ = calculate_qparams(groups.amin(-1), groups.amax(-1), scheme.weights)
     kept = weight.dtype if scheme.weights.group_size else torch.float32  # vLLM's kernels: many scales, or few
-    layer = {
-        "weight": weight.float(),
-        "weight_scale": scales.to(kept).float(),
-    }  # dividing in BF16 would round once more
+    # Dividing in BF16 would round once more.
+    layer = {"weight": weight.float(), "weight_scale": scales.to(kept).float()}
     stored = BaseCompressor.get_value_from_registry(scheme.format).compress(layer, scheme)
     stored["weight_scale"] = stored["weight_scale"].to(kept)
     return {part: value.contiguous() for part, value in stored.items()}
 
 
 def rounded(weights: torch.Tensor, way: str) -> tuple[list[float], list[float]]:
-    """The values that a way can store for these weights of one row or group, and what the weights become."""
+    """The values that a way can store for these weights of one row or group, and what the weights become.
+
+    `weights`: (n,). The first list has every storable number times the scale, the second one n values.
+    """
     args = QuantizationScheme(targets=["Linear"], weights=WAYS[way].weights).weights.model_copy(
         update={"group_size": None}
     )
@@ -120,7 +122,7 @@ def rounded(weights: torch.Tensor, way: str) -> tuple[list[float], list[float]]:
 
 
 def layer_weights(name: str = "model.layers.4.mlp.up_proj", model: Path | str = MODEL_DIR) -> torch.Tensor:
-    """(out, in) weights of one linear layer of a checkpoint."""
+    """(out, in) weights of one linear layer of a checkpoint. Raises KeyError for a layer it does not have."""
     return load_file(Path(model) / WEIGHTS)[f"{name}.weight"]
 
 
@@ -129,15 +131,17 @@ def bytes_of(folder: Path | str) -> int:
     return sum(tensor.nbytes for tensor in load_file(Path(folder) / WEIGHTS).values())
 
 
-def _described(scheme: QuantizationScheme) -> dict:
+def _described(scheme: QuantizationScheme) -> dict[str, Any]:
     """What a config.json says of it."""
     config = QuantizationConfig(
         config_groups={"group_0": scheme}, format=scheme.format, quantization_status="compressed", ignore=["lm_head"]
     )
-    return json.loads(config.model_dump_json(exclude_none=True))
+    said: dict[str, Any] = json.loads(config.model_dump_json(exclude_none=True))
+    return said
 
 
 def main() -> None:
+    """Runs the command; ends with the sentence for a checkpoint that cannot be quantised."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("way", choices=WAYS)
     parser.add_argument("folder", type=Path, help="where the new checkpoint goes")

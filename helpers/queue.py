@@ -51,14 +51,17 @@ class Record:
 
     @property
     def waits(self) -> bool:
+        """Whether it is queued."""
         return self.state in WAITING
 
     @property
     def runs(self) -> bool:
+        """Whether it holds nodes."""
         return self.state in RUNNING
 
     @property
     def is_over(self) -> bool:
+        """Whether it has ended, in whatever way."""
         return not self.waits and not self.runs
 
 
@@ -66,6 +69,7 @@ FORMAT = SEPARATOR.join(("%i", "%A", "%U", "%T", "%r", "%P", "%V", "%S", "%e", "
 
 
 def is_here() -> bool:
+    """Whether this machine has Slurm's commands."""
     return shutil.which("squeue") is not None
 
 
@@ -86,8 +90,11 @@ def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str,
 
 def run(
     command: Sequence[str], *, patience: float = PATIENCE, environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess:
-    """The finished command, its output as text. Raises SlurmError when there is no such command or no answer in time."""
+) -> subprocess.CompletedProcess[str]:
+    """The finished command, its output as text, within `patience` seconds.
+
+    Raises SlurmError when there is no such command or no answer in time.
+    """
     try:
         return subprocess.run(
             list(command), capture_output=True, text=True, errors="replace", timeout=patience, check=False,
@@ -103,9 +110,12 @@ def run(
         ) from error
 
 
-def ask(command: Sequence[str], *, patience: float = PATIENCE, environment: Mapping[str, str] | None = None) -> str:
-    """What the command prints. Raises UnknownJobError for a job Slurm does not know, else SlurmError, with Slurm's words."""
-    done = run(command, patience=patience, environment=environment)
+def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
+    """What the command prints within `patience` seconds.
+
+    Raises UnknownJobError for a job Slurm does not know, else SlurmError, with Slurm's words.
+    """
+    done = run(command, patience=patience)
     if done.returncode == 0:
         return done.stdout
     said = " ".join((done.stderr or done.stdout).split())
@@ -124,14 +134,18 @@ def parse_records(text: str) -> list[Record]:
     """The lines of `squeue --format FORMAT`."""
     found = []
     for line in text.splitlines():
-        values = dict(zip([field.name for field in fields(Record)], line.split(SEPARATOR), strict=False))
+        values = line.split(SEPARATOR, len(fields(Record)) - 1)
         if len(values) == len(fields(Record)):
-            found.append(Record(**values | {"uid": int(values["uid"])}))
+            job, raw, uid, *others = values
+            found.append(Record(job, raw, int(uid), *others))
     return found
 
 
 def records(*, ended: bool = True, patience: float = PATIENCE) -> list[Record]:
-    """This user's jobs, the newest first; with those that ended not long ago (slurm.conf: MinJobAge) unless told not to."""
+    """This user's jobs, the newest first; with those that ended not long ago (slurm.conf: MinJobAge) unless told not to.
+
+    Raises SlurmError when Slurm is not here or does not answer.
+    """
     command = ["squeue", "--noheader", f"--user={os.getuid()}", f"--format={FORMAT}"]
     command += ["--states=all"] if ended else []
     newest = sorted(parse_records(ask(command, patience=patience)), key=lambda r: int(r.raw_id), reverse=True)
@@ -139,7 +153,7 @@ def records(*, ended: bool = True, patience: float = PATIENCE) -> list[Record]:
 
 
 def record(job: str, *, patience: float = PATIENCE) -> Record | None:
-    """What Slurm knows of a job, None when it knows none of this id, or no more."""
+    """What Slurm knows of a job, None when it knows none of this id, or no more. Raises SlurmError."""
     command = ["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={FORMAT}"]
     try:
         found = parse_records(ask(command, patience=patience))
@@ -170,8 +184,8 @@ def parse_accounting(text: str) -> list[Record]:
         values = line.split("|", len(ACCOUNTED) - 1)
         if len(values) == len(ACCOUNTED):
             job, raw, uid, state, reason, partition, submitted, start, end, nodes, name = values
-            state, uid = state.split()[0], int(uid or -1)
-            found.append(Record(job, raw, uid, state, reason, partition, submitted, start, end, "", nodes, name, ""))
+            word, number = state.split()[0], int(uid or -1)
+            found.append(Record(job, raw, number, word, reason, partition, submitted, start, end, "", nodes, name, ""))
     return found
 
 
@@ -213,7 +227,10 @@ def job_state(job: str, *, age: float = 3, patience: float = 5) -> str | None:
 
 
 def details(job: str) -> dict[str, str]:
-    """`scontrol show job`, its keys as they are: StdOut, ExitCode, ...; empty for a job that it does not know."""
+    """`scontrol show job`, its keys as they are: StdOut, ExitCode, ...; empty for a job that it does not know.
+
+    Raises SlurmError.
+    """
     try:
         return parse_details(ask(["scontrol", "show", "job", job]))
     except UnknownJobError:
@@ -223,22 +240,22 @@ def details(job: str) -> dict[str, str]:
 def parse_details(text: str) -> dict[str, str]:
     """Paths stand alone on their lines, as they may hold blanks and equals signs; other lines hold several values."""
     alone = {"Command", "WorkDir", "StdErr", "StdIn", "StdOut", "Comment", "AdminComment"}
-    found = {}
+    found: dict[str, str] = {}
     for line in map(str.strip, text.splitlines()):
-        key, _, value = line.partition("=")
-        pairs = [(key, value)] if key in alone else [word.partition("=")[::2] for word in line.split() if "=" in word]
-        found.update(pairs)
+        key = line.partition("=")[0]
+        pairs = [line] if key in alone else [word for word in line.split() if "=" in word]
+        found |= {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
     return found
 
 
 def nodes_out(partition: str) -> dict[str, str]:
-    """Nodes of a partition that take no jobs, each with the reason its administrator gave."""
+    """Nodes of a partition that take no jobs, each with the reason its administrator gave. Raises SlurmError."""
     text = ask(["sinfo", "--noheader", "--list-reasons", f"--partition={partition.rstrip('*')}", "--format=%N|%E"])
     return dict(line.split("|", 1) for line in text.splitlines() if "|" in line)
 
 
 def knows_node(name: str) -> bool:
-    """Whether the Slurm of this machine has a node of this name."""
+    """Whether the Slurm of this machine has a node of this name. Raises SlurmError when it does not answer."""
     return bool(ask(["sinfo", "--noheader", f"--nodes={name.split('.')[0]}", "--format=%N"], patience=5).strip())
 
 
@@ -266,7 +283,7 @@ def sbatch(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
 
 
 def scancel(job: str) -> None:
-    """Raises SlurmError. A job that has ended already is no error."""
+    """Cancel a job; returns before it has ended. One that has ended already is no error. Raises SlurmError."""
     done = run(["scancel", job])
     said = " ".join(done.stderr.split())
     if done.returncode and "already completing or completed" not in said:

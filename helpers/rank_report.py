@@ -3,6 +3,9 @@
 vLLM mixes the class into its workers; with VLLM_SERVER_DEV_MODE=1 `POST /collective_rpc {"method": "holds"}` asks them all.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import psutil
 
 PARTS = ("output_size_per_partition", "input_size_per_partition")
@@ -11,7 +14,11 @@ PARTS = ("output_size_per_partition", "input_size_per_partition")
 class Report:
     """One method more for every worker."""
 
-    def holds(self) -> dict:
+    # Of the worker that this is mixed into.
+    get_model: Callable[[], Any]
+    model_config: Any
+
+    def holds(self) -> dict[str, Any]:
         """name of the process, layers (their numbers), matrices of one layer {name: [outputs, inputs]}, weight_bytes.
 
         Sizes are those the layers were cut to: on a CPU the weights themselves are packed away after loading.
@@ -34,12 +41,12 @@ class Report:
         }
 
 
-def _numbers(module) -> int:
+def _numbers(module: Any) -> int:
     """Numbers in a module itself: a cut matrix, an embedding, a norm's weights, or the table of rotary angles."""
     if all(hasattr(module, part) for part in PARTS):
-        return module.output_size_per_partition * module.input_size_per_partition
+        return int(module.output_size_per_partition * module.input_size_per_partition)
     if hasattr(module, "num_embeddings_per_partition"):
-        return module.num_embeddings_per_partition * module.embedding_dim
+        return int(module.num_embeddings_per_partition * module.embedding_dim)
     own = [
         *module.parameters(recurse=False),
         *(b for name, b in module.named_buffers(recurse=False) if "cos_sin" in name),

@@ -1,5 +1,7 @@
 """A small server of several ranks on this machine, and what each of its ranks holds."""
 
+from typing import Any
+
 import pandas as pd
 from openai import OpenAI
 
@@ -29,10 +31,11 @@ def start(*, tp: int = 1, pp: int = 1) -> Server:
 def holdings(running: Server) -> pd.DataFrame:
     """What each rank of a server of `start` says that it holds: layers, two matrices of one layer, bytes of weights.
 
-    The index is the name of the rank's process, matrices are (outputs x inputs).
+    The index is the name of the rank's process, matrices are (outputs x inputs). Another server refuses, with
+    openai.APIError.
     """
     client = client_for(running.connection)
-    said = client.post(f"{root_of(client)}/collective_rpc", cast_to=object, body={"method": "holds"})
+    said = client.post(f"{root_of(client)}/collective_rpc", cast_to=dict[str, Any], body={"method": "holds"})
     rows = {
         rank["name"]: {
             "layers": f"{rank['layers'][0]} to {rank['layers'][-1]}",
@@ -56,6 +59,7 @@ def uncut() -> OpenAI:
 def answer(to: OpenAI | Server, question: str, max_tokens: int = 40) -> str:
     """What the small Llama answers, always its most probable token."""
     client = to if isinstance(to, OpenAI) else client_for(to.connection)
-    messages = [{"role": "user", "content": question}]
-    reply = client.chat.completions.create(model=MODEL_NAME, messages=messages, max_tokens=max_tokens, temperature=0)
-    return reply.choices[0].message.content
+    reply = client.chat.completions.create(
+        model=MODEL_NAME, messages=[{"role": "user", "content": question}], max_tokens=max_tokens, temperature=0
+    )
+    return reply.choices[0].message.content or ""

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+import matplotlib.pyplot as plt
 import numpy as np
 import openai
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from openai import OpenAI, Stream
+from openai.types import Completion
 
 from helpers import metrics, plots
 from helpers.client import client_for, explain, root_of
@@ -79,7 +81,7 @@ class Run:
 
     def _grown(self, counter: str) -> int:
         first, last = self.recording.snapshots[0], self.recording.snapshots[-1]
-        return getattr(last, counter) - getattr(first, counter)
+        return int(getattr(last, counter) - getattr(first, counter))
 
     @property
     def peak_blocks(self) -> int:
@@ -88,6 +90,7 @@ class Run:
 
     @property
     def preemptions(self) -> int:
+        """How often a request was put back."""
         return self._grown("preemptions")
 
     @property
@@ -106,16 +109,18 @@ def serve(client: OpenAI | Server, requests: Sequence[Request], *, interval: flo
 
     They stand in its queue in their order; the server is asked how it is every `interval` seconds. It must be one of
     `start_servers`, for it is paused while they come in.
-    Raises EngineError when a request fails, and what metrics.read raises.
+    Raises EngineError when a request fails or has no token ids (see `workload`), and what metrics.read raises.
     """
+    prompts = [_ids(request) for request in requests]
     if isinstance(client, Server):
         client = client_for(client.connection)
-    run, ends, tokens = Run(), {}, sum(request.output for request in requests)
+    run, tokens = Run(), sum(request.output for request in requests)
     try:
         model = client.models.list().data[0].id
         with metrics.record(client, interval) as run.recording, ThreadPoolExecutor(len(requests)) as pool:
             with _paused(client):
-                streams = [_ask(client, model, request, place) for place, request in enumerate(requests)]
+                asked = enumerate(zip(requests, prompts, strict=True))
+                streams = [_ask(client, model, prompt, request.output, place) for place, (request, prompt) in asked]
                 reading = [pool.submit(_last_moment, *each) for each in zip(requests, streams, strict=True)]
             began = time.monotonic()
             ends = {request.id: one.result() for request, one in zip(requests, reading, strict=True)}
@@ -123,7 +128,7 @@ def serve(client: OpenAI | Server, requests: Sequence[Request], *, interval: flo
     except openai.APIError as error:
         raise EngineError(explain(error)) from None
     run.seconds = max(ends.values()) - began
-    run.finish_order = sorted(ends, key=ends.get)
+    run.finish_order = sorted(ends, key=ends.__getitem__)
     return run
 
 
@@ -142,15 +147,23 @@ def _paused(client: OpenAI) -> Iterator[None]:
         client.post(f"{root}/resume", cast_to=object)
 
 
-def _ask(client: OpenAI, model: str, request: Request, place: int) -> Stream:
-    """A stream of exactly as many tokens as the request is to write. A smaller `place` is served first."""
+def _ids(request: Request) -> list[int]:
+    if isinstance(request.prompt, int):
+        raise EngineError(
+            f"Request {request.id!r} tells its prompt's length and not its tokens: make it with workload()."
+        )
+    return list(request.prompt)
+
+
+def _ask(client: OpenAI, model: str, prompt: list[int], output: int, place: int) -> Stream[Completion]:
+    """A stream of exactly `output` tokens. A smaller `place` is served first."""
     return client.completions.create(
-        model=model, prompt=list(request.prompt), max_tokens=request.output, temperature=0, stream=True,
+        model=model, prompt=prompt, max_tokens=output, temperature=0, stream=True,
         stream_options={"include_usage": True}, extra_body={"ignore_eos": True, "priority": place},
     )  # fmt: skip
 
 
-def _last_moment(request: Request, stream: Stream) -> float:
+def _last_moment(request: Request, stream: Stream[Completion]) -> float:
     """When its last token came, as time.monotonic()."""
     end, written = 0.0, 0
     for chunk in stream:
@@ -190,7 +203,7 @@ def progress(trace: Trace) -> pd.DataFrame:
     rows, written = [(0, 0, 0, 0)], 0
     for record in trace.steps:
         kinds = [event[0] for event in record["events"]]
-        firsts = sum(event[0] == "prefill" and event[3] == 0 for event in record["events"])
+        firsts = sum(kind == "prefill" and tokens[1] == 0 for kind, _, *tokens in record["events"])
         for i in range(record["count"]):
             written += record["decode"] + (firsts if i == 0 else 0)
             running = record["running"] - (kinds.count("finish") if i == 0 else 0)
@@ -200,11 +213,11 @@ def progress(trace: Trace) -> pd.DataFrame:
 
 def beside(pairs: Mapping[str, tuple[Trace, Run]]) -> Figure:
     """For each name a column: the simulator's prediction as lines, what vLLM reported as dots, over tokens written."""
-    with plots.plt.rc_context(plots.STYLE):
-        figure, axes = plots.plt.subplots(
+    with plt.rc_context(plots.STYLE):
+        figure, axes = plt.subplots(
             2, len(pairs), figsize=(7.4, 4), sharey="row", squeeze=False, label="vLLM's figures beside the simulator's"
         )
-    plots.plt.close(figure)
+    plt.close(figure)
     for (blocks, requests), (name, (trace, run)) in zip(axes.T, pairs.items(), strict=True):
         predicted, seen = progress(trace), _seen(run)
         _overlay(blocks, predicted, seen, {"blocks": plots.BLUE})
@@ -214,7 +227,7 @@ def beside(pairs: Mapping[str, tuple[Trace, Run]]) -> Figure:
         requests.set_xlabel("tokens written so far")
     for axis in axes[:, 0]:  # the others of its row share the scale
         axis.set_ylim(bottom=0)
-        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params("y", integer=True)
     axes[0][0].set_ylabel("blocks in use\n(dotted: all there are)")
     axes[1][0].set_ylabel("requests")
     axes[1][0].legend(fontsize=8, frameon=False)

@@ -24,6 +24,8 @@ def decode_seconds(
     bytes read = weights / (tp x pp) + requests x context x KV bytes a token. With pp stages, batch / pp requests are on
     each at a time, so every stage reads its weights for each group; one request gains nothing from pp.
     A mixture reads the experts its router picks, taken as spread evenly. Communication is left out.
+    Raises LayoutError for a layout vLLM refuses, a batch below 1 or a context below 0, HardwareError for a GPU it does
+    not know.
     Source: the roofline of Pope et al., Efficiently Scaling Transformer Inference, 2022.
     """
     gpu = get_gpu(gpu)
@@ -48,7 +50,7 @@ def decode_tokens_per_second(
     context: int = 0,
     dtype: str = "auto",
 ) -> float:
-    """Most tokens a second all `batch` requests can get together: batch / decode_seconds. See there for the formula."""
+    """Most tokens a second all `batch` requests can get together: batch / decode_seconds. See there for the rest."""
     return batch / decode_seconds(config, gpu, tp=tp, pp=pp, batch=batch, context=context, dtype=dtype)
 
 
@@ -58,6 +60,7 @@ def ttft_seconds(config: ModelConfig, gpu: str | GPU, *, tp: int = 1, pp: int = 
     The larger of arithmetic, (2 x active parameters x tokens + attention) / (tp x pp x FLOP/s), and of reading the
     weights once, stage after stage: weights / (tp x bandwidth). Attention multiplies queries with keys and weights with
     values over the causal half: 2 x tokens^2 x heads x (query + value width) / 2 a layer.
+    Raises LayoutError for a layout vLLM refuses and for an empty prompt, HardwareError for an unknown GPU.
     Source: the same roofline; attention's work as in Kaplan et al., Scaling Laws for Neural Language Models, 2020.
     """
     gpu = get_gpu(gpu)
@@ -80,6 +83,7 @@ def tp_bytes_per_step(config: ModelConfig, *, tp: int, tokens: int) -> float:
     """Bytes a GPU sends in one step of so many tokens through all layers under tensor parallelism.
 
     2 all-reduces a layer (after attention, after the MLP), each 2 (tp - 1) / tp x tokens x hidden x bytes in a ring.
+    Raises LayoutError for sizes below 1.
     Source: Shoeybi et al., Megatron-LM, 2019; the ring all-reduce of Patarasuk and Yuan, 2009.
     """
     positive(tp=tp, tokens=tokens)
@@ -106,7 +110,7 @@ def _weight_bits(config: ModelConfig) -> int:
     return config.quantization.bits if config.quantization else 16
 
 
-def _not_negative(**sizes) -> None:
+def _not_negative(**sizes: float) -> None:
     for name, value in sizes.items():
         if value < 0:
             raise LayoutError(f"{name} is {value}; it must be 0 or more.")

@@ -22,7 +22,7 @@ def apply_temperature(odds: dict[str, float], temperature: float) -> dict[str, f
 
 def keep_top_k(odds: dict[str, float], k: int) -> dict[str, float]:
     """The k most likely tokens share everything, the rest get 0; k = 0 keeps all, as vLLM does."""
-    kept = sorted(odds, key=odds.get, reverse=True)[: k or None]
+    kept = sorted(odds, key=odds.__getitem__, reverse=True)[: k or None]
     return _scaled({token: p * (token in kept) for token, p in odds.items()})
 
 
@@ -34,7 +34,7 @@ def keep_top_p(odds: dict[str, float], top_p: float) -> dict[str, float]:
     if top_p >= 1:
         return _scaled(odds)
     kept, total = set(), 0.0
-    for token in sorted(odds, key=odds.get, reverse=True):
+    for token in sorted(odds, key=odds.__getitem__, reverse=True):
         kept.add(token)
         total += odds[token]
         if total >= top_p - 1e-9:
@@ -73,6 +73,7 @@ def server_odds(
     """The odds that vLLM draws from: penalties first, then temperature, min_p, top_k and top_p.
 
     `odds` are those the model gave, which is also what `logprobs` report: vLLM's come before all of these.
+    Raises ValueError for a temperature below 0 and a min_p outside 0 to 1.
     """
     odds = penalize(odds, written or {}, frequency=frequency_penalty, presence=presence_penalty)
     odds = apply_temperature(odds, temperature)

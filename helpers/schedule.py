@@ -112,7 +112,7 @@ def times(schedule: Schedule, start: str = START) -> list[str]:
 
 
 def agenda(schedule: Schedule, start: str = START) -> str:
-    """The participants' agenda as Markdown: when, what, where."""
+    """The participants' agenda as Markdown: when, what, where. Raises ScheduleError for a start that is no time of day."""
     lines = [f"# {schedule.title}", "", "| from | min | | |", "| --- | ---: | --- | --- |"]
     for when, row in zip(times(schedule, start), schedule.rows, strict=True):
         where = f"`notebooks/{row.notebook}.ipynb`" if row.notebook else f"`labs/{row.lab}.md`" if row.lab else ""
@@ -121,7 +121,7 @@ def agenda(schedule: Schedule, start: str = START) -> str:
 
 
 def plan(schedule: Schedule, start: str = START) -> str:
-    """The instructor's table as Markdown: with slides, parts, and what to leave out."""
+    """The instructor's table as Markdown: with slides, parts, and what to leave out. Raises what `agenda` raises."""
     lines = ["| from | min | what | with | late? |", "| --- | ---: | --- | --- | --- |"]
     for when, row in zip(times(schedule, start), schedule.rows, strict=True):
         lines.append(f"| {when} | {row.minutes} | {_emphasis(row)} | {row.material} | {row.late} |")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from helpers.errors import WorkshopError
 from helpers.scheduler_steps import Engine
-from helpers.trace import Trace
+from helpers.trace import Settings, Told, Trace
 
 POLICIES = ("continuous", "static")
 
@@ -44,6 +44,7 @@ class Request:
 
     @property
     def prompt_tokens(self) -> int:
+        """Tokens of its prompt."""
         return self.prompt if isinstance(self.prompt, int) else len(self.prompt)
 
     @property
@@ -74,7 +75,7 @@ def simulate(
     """
     if policy not in POLICIES:
         raise SimulationError(f"There is no policy {policy!r}: choose continuous or static.")
-    settings = {
+    settings: Settings = {
         "memory": "paged", "blocks": blocks, "block_size": block_size, "max_num_batched_tokens": max_num_batched_tokens,
         "max_num_seqs": max_num_seqs, "policy": policy, "chunked": chunked, "prefix_caching": prefix_caching,
     }  # fmt: skip
@@ -82,8 +83,11 @@ def simulate(
 
 
 def page(requests: Sequence[Request], *, blocks: int, block_size: int = 16, prefix_sharing: bool = False) -> Trace:
-    """Memory alone: blocks are taken when they are needed, from anywhere; seats and token budget never end."""
-    return _run(requests, _unlimited(requests, blocks, block_size, memory="paged", prefix_caching=prefix_sharing))
+    """Memory alone: blocks are taken when they are needed, from anywhere; seats and token budget never end.
+
+    `blocks` of `block_size` tokens. Raises SimulationError for what could never be served.
+    """
+    return _run(requests, _unlimited(requests, blocks, block_size) | {"prefix_caching": prefix_sharing})
 
 
 def reserve(
@@ -92,26 +96,29 @@ def reserve(
     """Memory alone: each request gets one contiguous piece for `max_len` tokens when it starts, whatever it will need.
 
     Without `max_len` the piece is as long as the request will be: what a server could do that knew this beforehand.
+    Raises SimulationError for what could never be served.
     """
-    return _run(requests, _unlimited(requests, blocks, block_size, memory="contiguous", max_len=max_len))
+    return _run(requests, _unlimited(requests, blocks, block_size) | {"memory": "contiguous", "max_len": max_len})
 
 
-def _unlimited(requests: Sequence[Request], blocks: int, block_size: int, **more: object) -> dict:
+def _unlimited(requests: Sequence[Request], blocks: int, block_size: int) -> Settings:
     _check_requests(requests)
     seats = len(requests)
     tokens = seats + sum(request.prompt_tokens + request.output for request in requests)
     return {
-        "blocks": blocks, "block_size": block_size, "max_num_batched_tokens": tokens, "max_num_seqs": seats,
-        "policy": "continuous", "chunked": True, "prefix_caching": False, **more,
+        "memory": "paged", "blocks": blocks, "block_size": block_size, "max_num_batched_tokens": tokens,
+        "max_num_seqs": seats, "policy": "continuous", "chunked": True, "prefix_caching": False,
     }  # fmt: skip
 
 
-def _run(requests: Sequence[Request], settings: dict) -> Trace:
+def _run(requests: Sequence[Request], settings: Settings) -> Trace:
     _check_requests(requests)
     _check_settings(settings)
     _check_room(requests, settings)
     with _no_garbage():
-        told = [{"id": r.id, "prompt": r.prompt_tokens, "output": r.output, "arrival": r.arrival} for r in requests]
+        told: list[Told] = [
+            {"id": r.id, "prompt": r.prompt_tokens, "output": r.output, "arrival": r.arrival} for r in requests
+        ]
         return Trace(settings, told, Engine(requests, settings).run())
 
 
@@ -153,10 +160,10 @@ def _check_requests(requests: Sequence[Request]) -> None:
             )
 
 
-def _check_settings(settings: dict) -> None:
-    for name in ("block_size", "max_num_batched_tokens", "max_num_seqs"):
-        if not _is_count(settings[name]):
-            raise SimulationError(f"{name}={settings[name]!r} holds nothing: it must be a whole number from 1 on.")
+def _check_settings(settings: Settings) -> None:
+    for name, value in settings.items():
+        if name in ("block_size", "max_num_batched_tokens", "max_num_seqs") and not _is_count(value):
+            raise SimulationError(f"{name}={value!r} holds nothing: it must be a whole number from 1 on.")
     if not _is_count(settings["blocks"], 2):
         raise SimulationError(
             f"blocks={settings['blocks']!r} leaves no room for a token: one block is never used, so 2 at least."
@@ -168,7 +175,7 @@ def _check_settings(settings: dict) -> None:
         )
 
 
-def _check_room(requests: Sequence[Request], settings: dict) -> None:
+def _check_room(requests: Sequence[Request], settings: Settings) -> None:
     size, usable = settings["block_size"], settings["blocks"] - 1
     piece = settings.get("max_len")
     if piece is not None and not _is_count(piece):

@@ -7,43 +7,33 @@ told as one record with a count. Time and memory then grow with the requests and
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import accumulate, islice
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from helpers.paging import BlockPool, ContiguousPool
+from helpers.scheduler_job import Job
+from helpers.trace import Event, Record, Settings
+
+if TYPE_CHECKING:
+    from helpers.scheduler import Request
 
 in_order = attrgetter("order")
-
-
-class Job:
-    """A request while it is served. While it decodes, its computed tokens at the end of a step are `base` + step."""
-
-    __slots__ = ("arrival", "base", "blocks", "computed", "due", "end", "findable", "finish", "id", "keys", "order", "prompt", "tokens")  # fmt: skip
-
-    def __init__(self, request):
-        self.id, self.arrival = request.id, request.arrival
-        self.prompt = () if isinstance(request.prompt, int) else request.prompt
-        self.tokens = request.prompt_tokens  # of the prompt and of what it has written so far
-        self.end = request.cached_tokens  # computed tokens when it is done
-        self.computed = self.order = 0
-        self.base: int | None = None  # None: not decoding
-        self.due = self.finish = -1  # the steps in which it needs its next block, and writes its last token
-        self.blocks: list[int] = []
-        self.keys: list[int] = []  # of its full blocks, for prefix caching
-        self.findable = 0  # how many of its blocks others can find
 
 
 class Engine:
     """Runs the requests to the end; `settings` as in Trace.settings, already checked."""
 
-    def __init__(self, requests: Sequence, settings: dict):
+    def __init__(self, requests: "Sequence[Request]", settings: Settings):
         self.size, self.budget = settings["block_size"], settings["max_num_batched_tokens"]
         self.seats, self.chunked = settings["max_num_seqs"], settings["chunked"]
         self.static = settings["policy"] == "static"
         self.contiguous, self.piece = settings["memory"] == "contiguous", settings.get("max_len")
         blocks, caching = settings["blocks"], settings["prefix_caching"]
         self.pool = ContiguousPool(blocks) if self.contiguous else BlockPool(blocks, caching)
+        # The same pool, if it finds the blocks of prompts that begin alike.
+        self.cache = self.pool if isinstance(self.pool, BlockPool) and caching else None
         self.coming = deque(sorted(map(Job, requests), key=attrgetter("arrival")))
         self.waiting: deque[Job] = deque()
         self.running: dict[Job, None] = {}  # in the order of admission
@@ -52,12 +42,14 @@ class Engine:
         self.stored = 0  # tokens in the cache; shared ones count once
         self.open = 0  # static: places of the batch that are still to be taken
         self.held: list[Job] = []  # static: done, but their places are not free yet
-        self.step, self.admitted, self.records = 0, 0, []
+        self.step, self.admitted = 0, 0
+        self.records: list[Record] = []
         self._blocks_due: dict[int, list[Job]] = {}  # step -> who may need a block then
         self._ends: dict[int, list[Job]] = {}  # step -> who may be done then
         self._agenda: list[int] = []  # heap of the steps in these two
 
-    def run(self) -> list[dict]:
+    def run(self) -> list[Record]:
+        """Serve until all requests are done; the records of all steps."""
         while self.coming or self.waiting or self.running:
             if not self.waiting and not self.running:
                 self.step = max(self.step, self.coming[0].arrival)  # an engine without requests does not step
@@ -66,7 +58,7 @@ class Engine:
         return self.records
 
     def _one_step(self) -> None:
-        self.events: list[tuple] = []
+        self.events: list[Event] = []
         self.started: list[Job] = []  # prompt read to its end: they write a token in this step
         self.again = self.preempted = False  # again: someone who waits may be admitted in the very next step
         self.left = self.budget
@@ -144,8 +136,8 @@ class Engine:
         if self.static and not self.running and not self.held:
             self.open = self._batch()
         while self.left and self.waiting and (self.open if self.static else len(self.running) < self.seats):
-            job = self.waiting[0]
-            found = self.pool.find(self._keys(job, (job.tokens - 1) // self.size)) if self.pool.caching else []
+            job, cache = self.waiting[0], self.cache
+            found = cache.find(self._keys(cache, job, (job.tokens - 1) // self.size)) if cache else []
             cached = len(found) * self.size
             tokens = job.tokens - cached
             if tokens > self.left:
@@ -153,7 +145,7 @@ class Engine:
                     self.again = True
                     return
                 tokens = self.left
-            whole, idle = self._whole(job), self.pool.idle(found) if found else 0
+            whole, idle = self._whole(job), cache.idle(found) if cache and found else 0
             if not self.pool.has_room(whole - len(found) + idle):
                 return  # until blocks are given back
             self._seat(job, found, idle)
@@ -177,11 +169,11 @@ class Engine:
         self.admitted += 1
         job.order = self.admitted
         self.running[job] = None
-        if found:
-            self.pool.share(found)
+        if self.cache and found:
+            self.cache.share(found)
         self.stored += idle * self.size
         job.blocks, job.findable, job.computed = found, len(found), len(found) * self.size
-        self.events.append(("admit", job.id, job.computed, *found))
+        self.events.append(("admit", job.id, *[job.computed, *found]))
 
     def _take(self, job: Job, blocks: int) -> None:
         if blocks > 0:
@@ -196,25 +188,25 @@ class Engine:
         self.left -= tokens
         left = job.tokens - job.computed
         self.events.append(("prefill", job.id, tokens, left))
-        if self.pool.caching:
-            self._make_findable(job)  # in this very step: a request admitted next may share what is computed with it
+        if self.cache:
+            self._make_findable(self.cache, job)  # in this very step: a request admitted next may share it
         if left:
             self.partial = job
         else:
             self.started.append(job)
             self.partial = None
 
-    def _make_findable(self, job: Job) -> None:
+    def _make_findable(self, cache: BlockPool, job: Job) -> None:
         full = job.computed // self.size
-        self.pool.remember(job.blocks[job.findable : full], self._keys(job, full)[job.findable : full])
+        cache.remember(job.blocks[job.findable : full], self._keys(cache, job, full)[job.findable : full])
         job.findable = full
 
-    def _keys(self, job: Job, number: int) -> list[int]:
+    def _keys(self, cache: BlockPool, job: Job, number: int) -> list[int]:
         """The first keys of a request. Blocks with tokens it wrote itself, or that nobody told us, are its own."""
         for i in range(len(job.keys), number):
             end = (i + 1) * self.size
-            content = job.prompt[end - self.size : end] if end <= len(job.prompt) else (job.id, i)
-            job.keys.append(self.pool.key(job.keys[-1] if job.keys else None, content))
+            content: Hashable = job.prompt[end - self.size : end] if end <= len(job.prompt) else (job.id, i)
+            job.keys.append(cache.key(job.keys[-1] if job.keys else None, content))
         return job.keys[:number]
 
     def _start_decoding(self, job: Job) -> None:
@@ -249,8 +241,8 @@ class Engine:
             self.held = []
 
     def _free(self, job: Job) -> None:
-        if self.pool.caching:
-            self._make_findable(job)
+        if self.cache:
+            self._make_findable(self.cache, job)
         kept, shared = self.pool.release(job.blocks)
         self.stored -= job.computed - shared * self.size
         self.events.append(("free", job.id, *kept))
@@ -287,10 +279,10 @@ class Engine:
         self.stored += self.decoding * steps
         self.step = until
 
-    def _record(self, count: int, prefill: int) -> dict:
+    def _record(self, count: int, prefill: int) -> Record:
         blocks = self.pool.usable - self.pool.free
         stranded = self.pool.stranded(self._whole(self.waiting[0])) if self.waiting and self.contiguous else 0
-        record = {
+        record: Record = {
             "step": self.step, "count": count, "running": len(self.running), "waiting": len(self.waiting),
             "prefill": prefill, "decode": self.decoding, "tokens": self.stored, "blocks": blocks, "blocks_after": blocks,
             "stranded": stranded, "events": self.events,

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import openai
@@ -56,12 +57,13 @@ def score_answers(client: OpenAI, model: str, question: str, answers: Sequence[s
 
     The sum is the logarithm of the probability of just this text, which falls with every further token; the mean makes
     up for length and is no probability of anything. Answers carry their own leading space, as in " sunny".
+    Raises LogprobsError for answers that are fewer than two, empty, equal or merge with the question's last token.
     """
     return score_questions(client, model, [(question, answers)])[0]
 
 
 def score_questions(client: OpenAI, model: str, questions: Sequence[tuple[str, Sequence[str]]]) -> list[pd.DataFrame]:
-    """score_answers for many (question, answers) pairs in few requests."""
+    """score_answers for many (question, answers) pairs in few requests. Raises what it raises."""
     for question, answers in questions:
         _check(question, answers)
     prompts = [text for question, answers in questions for text in (question, *(question + a for a in answers))]
@@ -117,7 +119,7 @@ def with_texts(table: pd.DataFrame, client: OpenAI, text: str | None = None) -> 
     url = f"{root_of(client)}/detokenize"
 
     def ask(ids: list[int]) -> str:
-        return client.post(url, cast_to=object, body={"tokens": ids})["prompt"]
+        return str(client.post(url, cast_to=dict[str, Any], body={"tokens": ids})["prompt"])
 
     unknown = table.loc[(table["token"] == "") & table["id"].notna() & ~table["chosen"], "id"]
     texts = {int(number): ask([int(number)]) for number in unknown.unique()}
@@ -132,7 +134,7 @@ def with_texts(table: pd.DataFrame, client: OpenAI, text: str | None = None) -> 
 def _standing(rows: pd.DataFrame, ask: Callable[[list[int]], str]) -> list[str]:
     """The chosen tokens' texts; pieces of one character are asked together, up to the piece that completes it."""
     if rows["id"].isna().any():
-        return rows["token"].tolist()
+        return [str(token) for token in rows["token"]]
     known: dict[tuple[int, ...], str] = {}
     tokens, open_piece = [], []
     for number in rows["id"].astype(int):

@@ -65,8 +65,10 @@ def predicted_tokens(config: ModelConfig, log: ServerLog) -> int:
             "the model has a sliding window, where the figure depends on settings the log leaves out."
         )
     block_size = CPU_BLOCK if log.device == "CPU" else GPU_BLOCK
-    cache = {"tp": log.tp, "pp": log.pp, "dtype": log.kv_cache_dtype, "block_size": block_size}
-    return kv_cache_tokens(config, min(log.available_kv_gib) * GIB, max_model_len=log.max_model_len, **cache)
+    return kv_cache_tokens(
+        config, min(log.available_kv_gib) * GIB, tp=log.tp, pp=log.pp, dtype=log.kv_cache_dtype, block_size=block_size,
+        max_model_len=log.max_model_len,
+    )  # fmt: skip
 
 
 def _at_hand() -> tuple[ModelConfig, ServerLog]:

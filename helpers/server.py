@@ -29,7 +29,7 @@ class Server:
     """A running server and the keeper that looks after it; a context manager that stops it."""
 
     connection: Connection
-    keeper: subprocess.Popen
+    keeper: subprocess.Popen[str]
 
     def stop(self) -> None:
         """End the server; returns when no process of it is left."""
@@ -63,6 +63,7 @@ def start(
     )  # fmt: skip
     said = ""
     try:
+        assert keeper.stdout is not None  # it is a pipe
         for line in keeper.stdout:
             said = line.strip()
             if said.startswith("ready "):
@@ -82,6 +83,7 @@ def start(
 
 
 def main() -> int:
+    """Runs the command. Returns 0 after Ctrl-C, 1 when the server ended by itself, 2 when it could not be started."""
     parser = argparse.ArgumentParser(description="Run a vLLM server on this machine until Ctrl-C.")
     parser.add_argument(
         "--model", default=MODEL_DIR, help="folder with config.json and weights (default: the small Llama)"

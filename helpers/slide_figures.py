@@ -18,7 +18,6 @@ from helpers import (
 )
 from helpers.deployments import find
 from helpers.hardware import GB, GIB, INFINIBAND_NDR, PCIE4, get_gpu
-from helpers.kv_cache import kv_bytes_per_token
 from helpers.memory import plan
 from helpers.models import load
 from helpers.sampling import apply_temperature, keep_top_k, keep_top_p
@@ -27,8 +26,7 @@ from helpers.tiny.corpus import ODDS
 from helpers.trace import Trace
 from helpers.weights import weight_bytes
 
-LLAMAS = ("llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b")
-SHORT = {"llama-3.1-8b": "8B", "llama-3.1-70b": "70B", "llama-3.1-405b": "405B"}
+SHORT = {model: name for name, model in slide_tables.LLAMAS.items()}
 
 prefill_decode = diagrams.prefill_decode
 page_table = diagrams.page_table
@@ -68,23 +66,12 @@ def why_an_engine() -> Figure:
 def weights() -> Figure:
     """Gigabytes of the Llamas' weights by format, against GPUs of 80 GB."""
     formats = {"FP16": "float16", "FP8": "fp8", "INT4": "int4"}
-    sizes = {name: [weight_bytes(load(model), dtype) / GB for model in LLAMAS] for name, dtype in formats.items()}
+    sizes = {name: [weight_bytes(load(model), dtype) / GB for model in SHORT] for name, dtype in formats.items()}
     label = get_gpu("H100").label_gb
     marks: dict[str, float] = {f"{count} × H100": count * label for count in (1, 4, 8)}
     figure = plots.weight_bars(pd.DataFrame(sizes, index=list(SHORT.values())), marks)
     said = "; ".join(f"{name}: {', '.join(f'{size:.0f}' for size in column)} GB" for name, column in sizes.items())
     figure.set_label(f"Weights of 8B, 70B and 405B. {said}.")
-    return figure
-
-
-def cache_growth() -> Figure:
-    """GiB of KV cache of one request by its length."""
-    lengths = range(0, 131_073, 8192)
-    growth = {SHORT[m]: [kv_bytes_per_token(load(m)) * length / GIB for length in lengths] for m in LLAMAS}
-    figure = plots.growth_lines(pd.DataFrame(growth, lengths), "", "tokens of one request", "GiB of KV cache")
-    figure.axes[0].set_xlim(0, 145_000)
-    ends = ", ".join(f"{name} {values[-1]:.1f} GiB" for name, values in growth.items())
-    figure.set_label(f"The cache of one request grows in proportion to its length; at 131,072 tokens: {ends}.")
     return figure
 
 

@@ -95,7 +95,7 @@ def fill_in(text: str, where: str, **more: object) -> str:
 
 
 def markdown(deck: Deck, every: dict[str, Deck]) -> str:
-    """The deck as Marp takes it."""
+    """The deck as Marp takes it, with everything filled in. Raises SlideError."""
     minutes = {name: other.minutes for name, other in every.items()}
     front = f"---\nmarp: true\ntheme: workshop\npaginate: true\ntitle: {deck.title}\n---\n\n"
     parts = []
@@ -106,13 +106,16 @@ def markdown(deck: Deck, every: dict[str, Deck]) -> str:
 
 
 def sheet() -> str:
-    """The cheat sheet as Marp takes it: a page of its own size."""
+    """The cheat sheet as Marp takes it: a page of its own size. Raises SlideError."""
     text = (SOURCES / f"{SHEET}.md").read_text()
     return fill_in(text, f"slides/{SHEET}.md")
 
 
 def write(folder: Path = BUILT) -> list[Path]:
-    """Fill in all decks and the cheat sheet and write them as Markdown for Marp; returns the files."""
+    """Fill in all decks and the cheat sheet and write them as Markdown for Marp; returns the files.
+
+    Raises SlideError for a deck that cannot be filled in.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     every = decks()
     texts = {name: markdown(deck, every) for name, deck in every.items()} | {SHEET: sheet()}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 from helpers import connections, jobs, queue, sites
 from helpers import deployments as shelf
@@ -36,6 +37,19 @@ VARIABLES = {
 
 class PreflightError(SlurmError):
     """The deployment would fail, for the reasons named."""
+
+
+class Settings(TypedDict, total=False):
+    """What may be said of a submission beside the deployment's name; see `prepare`."""
+
+    small: bool
+    site: str | None
+    partition: str | None
+    account: str | None
+    reservation: str | None
+    time: str | None
+    variables: Mapping[str, object] | None
+    extra: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ class Submission:
 
 
 def logs_folder() -> Path:
+    """Where the logs of this user's jobs go."""
     return connections.home() / "logs"
 
 
@@ -70,7 +85,7 @@ def logs_folder() -> Path:
 
 
 def deployments(site: str | None = None) -> list[Deployment]:
-    """What can be submitted: first what fits this site's GPUs, then the others."""
+    """What can be submitted: first what fits this site's GPUs, then the others. Raises SiteError."""
     profile, found = sites.read_site(site), list(shelf.catalogue().values())
     return sorted(found, key=lambda deployment: not has_gpus_for(profile, deployment))
 
@@ -109,15 +124,18 @@ def _check_names(given: Mapping[str, str], known: set[str]) -> None:
             raise SlurmError(f"{name} is no variable of this deployment: {meant}")
 
 
-def preflight(submission: Submission | str, **settings: object) -> list[Finding]:
-    """What stands against a deployment, and its mend, before it waits in a queue; the settings are those of `submit`."""
+def preflight(submission: Submission | str, **settings: Unpack[Settings]) -> list[Finding]:
+    """What stands against a deployment, and its mend, before it waits in a queue; the settings are those of `prepare`.
+
+    Raises what `prepare` raises.
+    """
     if isinstance(submission, str):
         submission = prepare(submission, **settings)
     site = sites.read_site(submission.variables["WORKSHOP_SITE"])
     return checks.preflight(submission.deployment, site, variables=submission.variables, options=submission.options)
 
 
-def submit(name: str, *, check: bool = True, **settings: object) -> Job:
+def submit(name: str, *, check: bool = True, **settings: Unpack[Settings]) -> Job:
     """Check a deployment and submit it; returns at once, `wait` follows it. The settings are those of `prepare`.
 
     Raises PreflightError when it would fail (not with check=False), SlurmError when Slurm refuses it.
@@ -139,7 +157,7 @@ def need_slurm() -> None:
 
 
 def send(submission: Submission) -> Job:
-    """Submit without a check. Logs are for the user alone."""
+    """Submit without a check. Logs are for the user alone. Raises SlurmError when Slurm refuses it."""
     try:
         logs_folder().mkdir(parents=True, exist_ok=True)
         logs_folder().chmod(0o700)
@@ -155,7 +173,10 @@ def send(submission: Submission) -> Job:
 
 
 def watch(job: Job | str | int | None = None) -> Iterator[Status]:
-    """A job's status twice a second until it is over. Its files are read each time; Slurm is asked less and less often."""
+    """A job's status twice a second until it is over. Its files are read each time; Slurm is asked less and less often.
+
+    Without a job, your newest. Raises SlurmError for a job that there is not.
+    """
     job, record = jobs.find(job)
     begun = asked = time.monotonic()
     asked_at, current = time.time(), assess(job, record)
@@ -188,6 +209,7 @@ def wait(
 ) -> Status:
     """Wait until a job is ready or over, at most `timeout` seconds; returns where it stands then.
 
+    Without a job, your newest one, here and in what follows. Raises SlurmError for a job that there is not.
     `on_status` is called with each Status that differs from the one before: pass `print` to follow it.
     """
     deadline, last = time.monotonic() + (float("inf") if timeout is None else timeout), None
@@ -245,8 +267,8 @@ def follow(job: Job | str | int | None = None, rank: int | None = None) -> Itera
             return
 
 
-def top(job: Job | str | int | None = None) -> list[dict]:
-    """What each GPU of a running job does at this moment; where there are no GPUs, what its processes do."""
+def top(job: Job | str | int | None = None) -> list[dict[str, Any]]:
+    """What each GPU of a running job does at this moment; where there are no GPUs, its processes. See slurm_top.top."""
     from helpers import slurm_top
 
     return slurm_top.top(jobs.find(job)[0])

@@ -4,17 +4,18 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from helpers import doctor, jobs, slurm
+from helpers import doctor, jobs, sites, slurm
 from helpers.environment import MARKS, PROBLEM, Finding
 from helpers.errors import WorkshopError
 from helpers.jobs import FAILED, PENDING, READY, Status
+from helpers.queue import SlurmError
 
 LINES = 40  # of a log, unless all is asked for
 
@@ -27,8 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.extra = given[cut + 1 :]
     try:
         if options.extra and "small" not in options:
-            raise slurm.SlurmError("Only submit and preflight take options for sbatch after `--`.")
-        return options.run(options)
+            raise SlurmError("Only submit and preflight take options for sbatch after `--`.")
+        status: int = options.run(options)
+        return status
     except WorkshopError as error:
         if options.json:
             _print_json({"error": str(error)})
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _deployments(options: argparse.Namespace) -> int:
-    site, found = slurm.sites.read_site(options.site), slurm.deployments(options.site)
+    site, found = sites.read_site(options.site), slurm.deployments(options.site)
     if options.json:
         _print_json([asdict(d) | {"path": str(d.path), "here": slurm.has_gpus_for(site, d)} for d in found])
         return 0
@@ -139,9 +141,9 @@ def _top(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(rows)
     elif rows and "gpu" in rows[0]:
-        values = [(r["node"], r["gpu"], r["name"], f"{_show(r['used_gib'])} / {_show(r['total_gib'])}",
+        cells = [(r["node"], r["gpu"], r["name"], f"{_show(r['used_gib'])} / {_show(r['total_gib'])}",
                    _show(r["utilisation_percent"]), _show(r["power_w"])) for r in rows]  # fmt: skip
-        _print_table(("node", "GPU", "", "memory, GiB", "busy, %", "power, W"), values)
+        _print_table(("node", "GPU", "", "memory, GiB", "busy, %", "power, W"), cells)
     else:
         print("No GPU is there (no nvidia-smi on the job's nodes): its processes instead.")
         values = [
@@ -189,9 +191,11 @@ def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> N
     console.print(table)
 
 
-def _settings(options: argparse.Namespace) -> dict:
-    names = ("small", "site", "partition", "account", "reservation", "time", "extra")
-    return {name: getattr(options, name) for name in names} | {"variables": dict(options.set)}
+def _settings(options: argparse.Namespace) -> slurm.Settings:
+    return {
+        "small": options.small, "site": options.site, "partition": options.partition, "account": options.account,
+        "reservation": options.reservation, "time": options.time, "variables": dict(options.set), "extra": options.extra,
+    }  # fmt: skip
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -205,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m helpers.slurm", description="vLLM servers on a Slurm cluster.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.add_argument("--json", action="store_true", help="for programs")
         added.set_defaults(run=run)

@@ -3,10 +3,12 @@
 import html
 import threading
 from collections.abc import Callable
+from typing import Any, Unpack
 
 import ipywidgets
 
-from helpers import jobs, slurm
+from helpers import deployments, jobs, sites, slurm
+from helpers.deployments import Deployment
 from helpers.environment import MARKS, OK, PROBLEM, Finding
 from helpers.errors import WorkshopError
 from helpers.jobs import PHASES, Job, Status
@@ -29,14 +31,14 @@ LOG_LINES = 25
 _newest: "SlurmPanel | None" = None
 
 
-class SlurmPanel(ipywidgets.VBox):
-    """Submits a deployment and follows its job in the background; `settings` are those of `helpers.slurm.submit`.
+class SlurmPanel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
+    """Submits a deployment and follows its job in the background; `settings` are those of `helpers.slurm.prepare`.
 
     A panel that is opened while one of your deployments is queued or runs follows that one. Only the newest panel is
     kept up to date: running the cell again, or ending the kernel, ends the older one's thread.
     """
 
-    def __init__(self, **settings: object):
+    def __init__(self, **settings: Unpack[slurm.Settings]):
         self.job: Job | None = None
         self.settings, self._generation, self._said = settings, 0, ""
         self._make_widgets()
@@ -45,12 +47,12 @@ class SlurmPanel(ipywidgets.VBox):
         self._do(self._attach)
 
     def _make_widgets(self) -> None:
-        site = slurm.sites.read_site(self.settings.get("site"))
+        site = sites.read_site(self.settings.get("site"))
         self._shelf = {deployment.name: deployment for deployment in slurm.deployments(self.settings.get("site"))}
         named = [(f"{name}: {_size(deployment)}", name) for name, deployment in self._shelf.items()]
         self._choice = ipywidgets.Dropdown(options=named, description="deployment", layout={"width": "28em"})
         self._choice.tooltip = "from the keyboard: Space opens the list"
-        small = bool(self.settings.pop("small", site.is_small))
+        small = bool(self.settings.get("small", site.is_small))
         self._small = ipywidgets.Checkbox(
             small, description="the small Llama in its place", indent=False, layout={"width": "auto"}
         )
@@ -102,7 +104,8 @@ class SlurmPanel(ipywidgets.VBox):
         self._submit.disabled, self._details.value = True, ""
         self._fill(0, "")
         self._say(f"Checking {html.escape(self._choice.value)} …")
-        submission = slurm.prepare(self._choice.value, **self.settings, small=self._small.value)
+        settings: slurm.Settings = {**self.settings, "small": self._small.value}
+        submission = slurm.prepare(self._choice.value, **settings)
         slurm.need_slurm()
         findings = slurm.preflight(submission)
         self._details.value = _findings(findings)
@@ -155,7 +158,7 @@ class SlurmPanel(ipywidgets.VBox):
         if shown != self._log.value:
             self._log.value = shown
 
-    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**kwargs)
         return {**bundle, "text/plain": "A panel that submits a deployment to Slurm.", "text/html": self._page()}
 
@@ -163,7 +166,7 @@ class SlurmPanel(ipywidgets.VBox):
         """What a page without a kernel shows: the deployments, and the command that does what the panel does."""
         rows = "".join(
             f"<tr><td>{html.escape(name)}</td><td>{html.escape(d.title)}</td><td>{html.escape(_size(d))}</td></tr>"
-            for name, d in slurm.shelf.catalogue().items()  # the same on every site
+            for name, d in deployments.catalogue().items()  # the same on every site
         )
         head = "<tr><th>deployment</th><th></th><th>GPUs</th></tr>"
         return (
@@ -179,7 +182,7 @@ def _retire_older(panel: SlurmPanel) -> None:
     _newest = panel
 
 
-def _size(deployment: slurm.Deployment) -> str:
+def _size(deployment: Deployment) -> str:
     nodes = f" on each of {deployment.nodes} nodes" if deployment.nodes > 1 else ""
     return f"{deployment.gpus_per_node} {deployment.gpu or 'GPU'}{nodes}"
 

@@ -1,6 +1,7 @@
 """What the GPUs of a job do at this moment, on every node of it: nvidia-smi through `srun --overlap`."""
 
 import csv
+from typing import Any
 
 from helpers import queue
 from helpers.jobs import Job
@@ -20,7 +21,7 @@ fi
 """
 
 
-def top(job: Job, patience: float = 30) -> list[dict]:
+def top(job: Job, patience: float = 30) -> list[dict[str, Any]]:
     """A dictionary for each GPU (or process) of the job: memory in GiB, utilisation in per cent, power in watts.
 
     Raises SlurmError when the job does not run.
@@ -36,7 +37,7 @@ def top(job: Job, patience: float = 30) -> list[dict]:
     return parse(queue.ask([*command, "bash", "-c", SCRIPT], patience=patience))
 
 
-def parse(text: str) -> list[dict]:
+def parse(text: str) -> list[dict[str, Any]]:
     """The script's lines, by node."""
     rows = []
     for fields in csv.reader(text.splitlines(), skipinitialspace=True):
@@ -48,7 +49,7 @@ def parse(text: str) -> list[dict]:
     return sorted(rows, key=lambda row: (row["node"], row.get("gpu", 0)))
 
 
-def _gpu(node: str, values: list[str]) -> dict:
+def _gpu(node: str, values: list[str]) -> dict[str, Any]:
     index, name, used, total, utilisation, power = values
     return {
         "node": node, "gpu": int(index), "name": name, "used_gib": _number(used, 1024), "total_gib": _number(total, 1024),
@@ -56,7 +57,7 @@ def _gpu(node: str, values: list[str]) -> dict:
     }  # fmt: skip
 
 
-def _process(node: str, line: str) -> dict:
+def _process(node: str, line: str) -> dict[str, Any]:
     pid, cpu, rss, command = line.split(None, 3)
     return {"node": node, "pid": int(pid), "cpu_percent": float(cpu), "rss_gib": int(rss) / 2**20, "command": command}
 

@@ -25,6 +25,7 @@ def expected_tokens(acceptance: float, drafted: int) -> float:
     """Tokens that a step writes on average, if each guess is right with probability `acceptance`, whatever came before.
 
     1 + a + a^2 + ... + a^drafted = (1 - a^(drafted + 1)) / (1 - a).
+    Raises SpeculationError for an acceptance outside 0 to 1 and for less than one guess.
     """
     _check(acceptance, drafted)
     return sum(acceptance**n for n in range(drafted + 1))
@@ -36,7 +37,10 @@ def step_cost(drafted: int, *, draft: float = 0.0, verify: float = 1.0) -> float
 
 
 def speedup(acceptance: float, drafted: int, *, draft: float = 0.0, verify: float = 1.0) -> float:
-    """Tokens a second with speculation, over tokens a second without: expected tokens / cost of a step."""
+    """Tokens a second with speculation, over tokens a second without: expected tokens / cost of a step.
+
+    Raises what expected_tokens raises.
+    """
     return expected_tokens(acceptance, drafted) / step_cost(drafted, draft=draft, verify=verify)
 
 

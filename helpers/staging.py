@@ -15,8 +15,8 @@ from pathlib import Path
 
 from helpers import checkpoint
 from helpers.errors import WorkshopError
+from helpers.hardware import GB
 
-GB = 10**9
 REPORT_SECONDS = 15
 STALE_SECONDS = 600  # a part of a download that has not grown for so long belongs to nobody
 NETWORK = ("httpx", "requests", "urllib3")  # whichever huggingface_hub is built on
@@ -79,8 +79,8 @@ def _offer(model: str) -> tuple[str, dict[str, int]]:
         info = hub.model_info(model, files_metadata=True)
     except Exception as error:
         raise _story(model, error) from error
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-    return info.sha, {name: sizes[name] for name in wanted(sizes)}
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    return info.sha or "main", {name: sizes[name] for name in wanted(sizes)}
 
 
 def _prepare(folder: Path, sizes: dict[str, int]) -> None:
@@ -170,7 +170,7 @@ def _story(model: str, error: Exception) -> StagingError:
 
     hub = constants.ENDPOINT
     page, again = f"{hub}/{model}", "Submit the same command again: whole files are kept."
-    chain = [error]
+    chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)
     for link in chain:

@@ -103,6 +103,7 @@ def _whose(folder: Path) -> str:
 
 
 def group_name(number: int) -> str:
+    """A group's name by its number; the number where it has none here."""
     try:
         return grp.getgrgid(number).gr_name
     except KeyError:

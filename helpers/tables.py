@@ -8,13 +8,13 @@ from helpers.memory import Plan, fewest_gpus, load, plan
 from helpers.models import ModelConfig
 from helpers.roofline import decode_tokens_per_second
 
-# Runs of the measured file with one request at a time: label, model, layout. Prompts had 128 tokens.
+# Runs of the measured file with one request at a time: label, model, TP, PP. Prompts had 128 tokens.
 SINGLE_STREAM = {
-    "8b_tp1": ("8B", "llama-3.1-8b", {}),
-    "tp4": ("70B TP4", "llama-3.1-70b", {"tp": 4}),
-    "tp2pp2": ("70B TP2 x PP2", "llama-3.1-70b", {"tp": 2, "pp": 2}),
-    "pp4": ("70B PP4", "llama-3.1-70b", {"pp": 4}),
-    "405b-fp8_tp4": ("405B FP8 TP4", "llama-3.1-405b-fp8", {"tp": 4}),
+    "8b_tp1": ("8B", "llama-3.1-8b", 1, 1),
+    "tp4": ("70B TP4", "llama-3.1-70b", 4, 1),
+    "tp2pp2": ("70B TP2 x PP2", "llama-3.1-70b", 2, 2),
+    "pp4": ("70B PP4", "llama-3.1-70b", 1, 4),
+    "405b-fp8_tp4": ("405B FP8 TP4", "llama-3.1-405b-fp8", 4, 1),
 }
 PROMPT_TOKENS = 128
 
@@ -47,7 +47,10 @@ def layouts(plans: list[Plan]) -> pd.DataFrame:
 
 
 def fewest(models: list[str], gpus: list[str], max_model_len: int, gpus_per_node: int = 4) -> pd.DataFrame:
-    """For each model and GPU, the fewest that hold the model and one request of that length, and their layout."""
+    """For each model and GPU, the fewest that hold the model and one request of that length, and their layout.
+
+    Raises LayoutError when 16 nodes are too few.
+    """
 
     def cell(model: str, gpu: str) -> str:
         p = fewest_gpus(load(model), gpu, gpus_per_node=gpus_per_node, max_model_len=max_model_len)
@@ -71,7 +74,7 @@ def speed_against_bound() -> pd.DataFrame:
     """Tokens a second of one request alone on H200s: the bound that memory sets, and what was measured."""
     alone = {run["run"]: run["output_throughput"] for run in measured()["throughput"] if run["max_concurrency"] == 1}
     rows = {}
-    for run, (label, model, layout) in SINGLE_STREAM.items():
-        bound = decode_tokens_per_second(load(model), MEASURED_GPU, context=PROMPT_TOKENS, **layout)
+    for run, (label, model, tp, pp) in SINGLE_STREAM.items():
+        bound = decode_tokens_per_second(load(model), MEASURED_GPU, tp=tp, pp=pp, context=PROMPT_TOKENS)
         rows[label] = {"bound": round(bound, 1), "measured": round(alone[run], 1), "share": f"{alone[run] / bound:.0%}"}
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -21,12 +21,58 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from helpers.errors import WorkshopError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: What happened, to which request, and with which numbers.
+Event = tuple[str, str, *tuple[int, ...]]
 
 
 class TraceError(WorkshopError):
     """This is no trace, or not one that can be drawn."""
+
+
+class Settings(TypedDict):
+    """Of a simulation; the names are vLLM's, see helpers.scheduler.simulate. `memory` is "paged" or "contiguous"."""
+
+    memory: str
+    blocks: int
+    block_size: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    policy: str
+    chunked: bool
+    prefix_caching: bool
+    max_len: NotRequired[int | None]  # tokens of a contiguous piece
+
+
+class Told(TypedDict):
+    """A request as it came: tokens of its prompt, tokens to write, and the step in which it arrives."""
+
+    id: str
+    prompt: int
+    output: int
+    arrival: int
+
+
+class Record(TypedDict):
+    """One engine step, or several equal ones; the fields are explained above."""
+
+    step: int
+    count: int
+    running: int
+    waiting: int
+    prefill: int
+    decode: int
+    tokens: int
+    blocks: int
+    blocks_after: int
+    stranded: int
+    events: list[Event]
 
 
 @dataclass(frozen=True)
@@ -49,9 +95,9 @@ class Life:
 class Trace:
     """`settings` of the simulation, the requests as `told`, and the records of its `steps`."""
 
-    settings: dict
-    told: list[dict]
-    steps: list[dict]
+    settings: Settings
+    told: list[Told]
+    steps: list[Record]
 
     @cached_property
     def requests(self) -> dict[str, Life]:
@@ -80,6 +126,7 @@ class Trace:
 
     @property
     def preemptions(self) -> int:
+        """How often a request was preempted, of all requests."""
         return sum(life.preemptions for life in self.requests.values())
 
     @property
@@ -92,7 +139,7 @@ class Trace:
         """How many of them were found."""
         return sum(life.cached for life in self.requests.values())
 
-    def each_step(self) -> Iterator[dict]:
+    def each_step(self) -> Iterator[Record]:
         """A record for every step, counts resolved; without events."""
         for record in self.steps:
             for i in range(record["count"]):
@@ -104,7 +151,7 @@ class Trace:
                     "events": [],
                 }
 
-    def table(self):
+    def table(self) -> "pd.DataFrame":
         """A DataFrame with a row for each step; memory in tokens.
 
         The cache is what is stored, what is held but empty (internal waste), what is free but too scattered for the next
@@ -119,8 +166,8 @@ class Trace:
         table["free"] = (usable - table.blocks) * size - table.external
         return table
 
-    def memory_shares(self):
-        """Mean shares of the cache over all steps, a Series: stored tokens, internal and external waste, free."""
+    def memory_shares(self) -> "pd.Series":
+        """Mean shares (0-1) of the cache over all steps: stored tokens, internal and external waste, free."""
         parts = self.table()[["tokens", "internal", "external", "free"]]
         return (parts.mean() / parts.iloc[0].sum()).rename("share of the cache")
 
@@ -143,23 +190,25 @@ class Trace:
         )
 
     def to_json(self) -> str:
+        """The whole trace as one line of JSON, for `from_json`."""
         return json.dumps(
             {"settings": self.settings, "requests": self.told, "steps": self.steps}, separators=(",", ":")
         )
 
     @classmethod
     def from_json(cls, text: str) -> "Trace":
-        """Raises TraceError for anything that `to_json` did not write."""
+        """The trace of a text that `to_json` wrote. Raises TraceError for any other."""
         try:
             data = json.loads(text)
-            steps = [{**record, "events": [tuple(event) for event in record["events"]]} for record in data["steps"]]
-            return cls(data["settings"], data["requests"], steps)
+            for record in data["steps"]:
+                record["events"] = [tuple(event) for event in record["events"]]
+            return cls(data["settings"], data["requests"], data["steps"])
         except (ValueError, KeyError, TypeError) as error:
             raise TraceError("This is no trace: it should be the JSON that Trace.to_json() writes.") from error
 
 
 def _lives(trace: Trace) -> dict[str, Life]:
-    found = {
+    found: dict[str, dict[str, Any]] = {
         r["id"]: {**r, "admitted": -1, "first_token": -1, "finish": -1, "preemptions": 0, "cached": 0, "recomputed": 0}
         for r in trace.told
     }

@@ -1,5 +1,7 @@
 """The still picture of a trace, for slides and paper: requests, blocks, the cache and the queue over the same steps."""
 
+from typing import Any
+
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,11 +40,11 @@ def trace_figure(trace: Trace, title: str = "", until: int | None = None) -> Fig
     return figure
 
 
-def _fill(request: dict) -> dict:
+def _fill(request: dict[str, Any]) -> dict[str, Any]:
     return {"facecolor": request["color"], "hatch": "////" if request["striped"] else None, "edgecolor": "white"}
 
 
-def _requests(axis: Axes, requests: list[dict]) -> None:
+def _requests(axis: Axes, requests: list[dict[str, Any]]) -> None:
     for row, request in enumerate(requests):
         for kind, start, stop, _ in request["bars"]:
             height = HEIGHTS[kind]
@@ -61,10 +63,10 @@ def _requests(axis: Axes, requests: list[dict]) -> None:
     axis.set(ylim=(len(requests) - 0.5, -0.5), ylabel="request")
 
 
-def _blocks(axis: Axes, shapes: dict) -> None:
+def _blocks(axis: Axes, shapes: dict[str, Any]) -> None:
     kinds = set()
     for block, start, stop, owners in shapes["spans"]:
-        looks = {"facecolor": SHARED, "edgecolor": "white"}
+        looks: dict[str, Any] = {"facecolor": SHARED, "edgecolor": "white"}
         if not owners:
             looks = {"facecolor": FINDABLE, "edgecolor": "white", "hatch": "...."}
         elif len(owners) == 1:
@@ -88,26 +90,27 @@ def _blocks(axis: Axes, shapes: dict) -> None:
     axis.set(ylim=(shapes["blocks"] - 0.5, 0.5), ylabel="block")
 
 
-def _columns(shapes: dict) -> tuple[list[int], list[list[int]]]:
+def _columns(shapes: dict[str, Any]) -> tuple[list[int], list[list[int]]]:
     """Steps, and the figures in each: running, waiting, tokens, blocks, stranded. Without requests all are 0."""
-    steps, rows = [], []
+    steps: list[int] = []
+    rows: list[list[int]] = []
     for start, stop, running, waiting, _, decode, tokens, blocks, stranded in shapes["use"]:
         if steps and start > steps[-1] + 1:
             steps += [steps[-1] + 1, start - 1]
             rows += [[0] * 5] * 2
         steps += range(start, stop)
         rows += [[running, waiting, tokens + i * decode, blocks, stranded] for i in range(stop - start)]
-    return [*steps, shapes["end"]], list(zip(*rows, rows[-1], strict=True))
+    return [*steps, shapes["end"]], [list(column) for column in zip(*rows, rows[-1], strict=True)]
 
 
-def _cache(axis: Axes, shapes: dict) -> None:
+def _cache(axis: Axes, shapes: dict[str, Any]) -> None:
     steps, (_, _, tokens, blocks, stranded) = _columns(shapes)
     size, capacity = shapes["size"], (shapes["blocks"] - 1) * shapes["size"]
     held = [block * size / capacity for block in blocks]
-    tokens = [count / capacity for count in tokens]
+    stored = [count / capacity for count in tokens]
     lost = [share + block * size / capacity for share, block in zip(held, stranded, strict=True)]
-    axis.fill_between(steps, tokens, step="post", color=STORED, label="tokens", linewidth=0)
-    axis.fill_between(steps, tokens, held, step="post", color=EMPTY, label="held, empty", linewidth=0)
+    axis.fill_between(steps, stored, step="post", color=STORED, label="tokens", linewidth=0)
+    axis.fill_between(steps, stored, held, step="post", color=EMPTY, label="held, empty", linewidth=0)
     if any(stranded):
         axis.fill_between(
             steps,
@@ -125,10 +128,10 @@ def _cache(axis: Axes, shapes: dict) -> None:
     axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.92), borderpad=0)
 
 
-def _queue(axis: Axes, shapes: dict) -> None:
+def _queue(axis: Axes, shapes: dict[str, Any]) -> None:
     steps, (running, waiting, *_) = _columns(shapes)
     axis.step(steps, running, where="post", color=STORED, label="running")
     axis.step(steps, waiting, where="post", color="#D55E00", linestyle="--", label="waiting")
     axis.set(ylim=(0, None), ylabel="requests")
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params("y", integer=True)
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.92), borderpad=0)

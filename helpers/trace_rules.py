@@ -1,8 +1,8 @@
 """Play a trace back event by event, without the simulator, and check that it could have happened."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from helpers.trace import Trace
+from helpers.trace import Record, Trace
 
 
 class Replay:
@@ -28,7 +28,8 @@ class Replay:
         self.scheduled: dict[str, int] = {}  # prefill tokens of this step
         self.wrong: list[str] = []
 
-    def steps(self) -> Iterator[dict]:
+    def steps(self) -> Iterator[Record]:
+        """Each record of the trace, at the moment when its first step computes."""
         for record in self.trace.steps:
             self.scheduled = {}
             kinds = [event[0] for event in record["events"]]
@@ -145,7 +146,7 @@ def _step_by_step(replay: Replay) -> Iterator[str]:
                 yield f"{where}: {name} has more tokens than its {len(table)} blocks hold"
 
 
-def _compare(record: dict, replay: Replay, where: str) -> Iterator[str]:
+def _compare(record: Mapping[str, object], replay: Replay, where: str) -> Iterator[str]:
     """The record's own figures against those of the replay."""
     found = {
         "running": len(replay.prefilling) + len(replay.decoding),

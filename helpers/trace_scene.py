@@ -3,9 +3,10 @@
 Everything is in steps and rows, not in pixels. `start` is included, `stop` is not.
 """
 
-from collections.abc import Hashable
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
 
-from helpers.trace import Trace, TraceError
+from helpers.trace import Record, Told, Trace, TraceError
 from helpers.trace_rules import Replay
 
 # Okabe and Ito's palette, which the colour-blind can tell apart (jfly.uni-koeln.de/color); its black is for shared blocks.
@@ -13,7 +14,15 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0
 MOST = {"requests": 60, "blocks": 512, "steps": 4000}
 
 
-def scene(trace: Trace) -> dict:
+Row = TypeVar("Row")
+Shown = TypeVar("Shown")
+#: Of a block: its owners, as (request, place in its block table).
+Owners = tuple[tuple[int, int], ...]
+#: What a request does, and its tokens - step, which stay the same while it decodes.
+Doing = tuple[str, int]
+
+
+def scene(trace: Trace) -> dict[str, Any]:
     """Plain data, ready for JSON.
 
     - `requests`: id, prompt, output, `color`, `striped` (from the eighth on: colours come again) and `bars` [kind, start,
@@ -28,7 +37,8 @@ def scene(trace: Trace) -> dict:
     """
     _check_size(trace)
     number = {request["id"]: i for i, request in enumerate(trace.told)}
-    spans, bars, replay, stop = _Rows(), _Rows(), Replay(trace), 0
+    spans, bars = _Rows[int, Owners](), _Rows[str, Doing]()
+    replay, stop = Replay(trace), 0
     for record in replay.steps():
         if record["step"] > stop:  # no request was there in between
             spans.now(stop, {})
@@ -58,14 +68,14 @@ def _check_size(trace: Trace) -> None:
             raise TraceError(f"{size:,} {what} are too many to see anything: draw a trace of at most {MOST[what]:,}.")
 
 
-class _Rows:
+class _Rows(Generic[Row, Shown]):
     """What each row shows, from when to when."""
 
-    def __init__(self):
-        self.rows: dict[Hashable, list[tuple]] = {}
-        self._open: dict[Hashable, tuple[int, Hashable]] = {}
+    def __init__(self) -> None:
+        self.rows: dict[Row, list[tuple[int, int, Shown]]] = {}
+        self._open: dict[Row, tuple[int, Shown]] = {}
 
-    def now(self, step: int, shown: dict) -> None:
+    def now(self, step: int, shown: Mapping[Row, Shown]) -> None:
         for row, (start, what) in list(self._open.items()):
             if shown.get(row) != what:
                 self.rows.setdefault(row, []).append((start, step, what))
@@ -74,18 +84,16 @@ class _Rows:
             self._open.setdefault(row, (step, what))
 
 
-def _holders(replay: Replay, number: dict[str, int]) -> dict[int, tuple]:
-    """Block -> its owners, as (request, place in its block table)."""
-    holders: dict[int, tuple] = dict.fromkeys(replay.findable, ())
+def _holders(replay: Replay, number: dict[str, int]) -> dict[int, Owners]:
+    holders: dict[int, Owners] = dict.fromkeys(replay.findable, ())
     for name, table in replay.tables.items():
         for place, block in enumerate(table):
             holders[block] = (*holders.get(block, ()), (number[name], place))
     return holders
 
 
-def _kinds(replay: Replay, step: int) -> dict[str, tuple]:
-    """Request -> (kind, tokens - step): the second stays the same while it decodes."""
-    kinds: dict[str, tuple] = {name: ("again" if name in replay.preempted else "wait", 0) for name in replay.waiting}
+def _kinds(replay: Replay, step: int) -> dict[str, Doing]:
+    kinds: dict[str, Doing] = {name: ("again" if name in replay.preempted else "wait", 0) for name in replay.waiting}
     for name, tokens in replay.tokens.items():
         if name in replay.done:
             kinds[name] = ("held", tokens)
@@ -96,11 +104,11 @@ def _kinds(replay: Replay, step: int) -> dict[str, tuple]:
     return kinds
 
 
-def _looks(i: int) -> dict:
+def _looks(i: int) -> dict[str, object]:
     return {"color": COLORS[i % len(COLORS)], "striped": i >= len(COLORS)}
 
 
-def _request(told: dict, pieces: list[tuple]) -> dict:
+def _request(told: Told, pieces: list[tuple[int, int, Doing]]) -> dict[str, object]:
     bars = [
         [kind, start, stop, base + (start if kind in ("prefill", "decode") else 0)]
         for start, stop, (kind, base) in pieces
@@ -108,12 +116,14 @@ def _request(told: dict, pieces: list[tuple]) -> dict:
     return {"id": told["id"], "prompt": told["prompt"], "output": told["output"], "bars": bars}
 
 
-def _use(record: dict) -> list[int]:
-    fields = ("running", "waiting", "prefill", "decode", "tokens", "blocks", "stranded")
-    return [record["step"], record["step"] + record["count"], *(record[field] for field in fields)]
+def _use(record: Record) -> list[int]:
+    return [
+        record["step"], record["step"] + record["count"], record["running"], record["waiting"], record["prefill"],
+        record["decode"], record["tokens"], record["blocks"], record["stranded"],
+    ]  # fmt: skip
 
 
-def _notes(record: dict) -> list[str]:
+def _notes(record: Record) -> list[str]:
     notes = []
     for kind, name, *more in record["events"]:
         if kind == "arrive":

@@ -37,6 +37,7 @@ class TraceView:
         self._scene = scene(trace)  # here, so that a trace too large to draw fails where it is made
 
     def html(self) -> str:
+        """The picture as HTML that needs no other file; the still one is inside."""
         data = json.dumps(self._scene, separators=(",", ":")).replace("</", "<\\/")
         name = hashlib.sha256((self.title + data).encode()).hexdigest()[:12]
         alt = html.escape(f"{self.title}: {self._scene['summary']}" if self.title else self._scene["summary"])
@@ -55,5 +56,5 @@ class TraceView:
         trace_figure(self.trace).savefig(buffer, format="png")
         return base64.b64encode(buffer.getvalue()).decode()
 
-    def _repr_mimebundle_(self, **_: object) -> dict:
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         return {"text/plain": self._scene["summary"], "text/html": self.html()}

@@ -11,11 +11,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helpers.errors import WorkshopError
+
+if TYPE_CHECKING:
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 PATIENCE = 120  # seconds: importing vLLM from shared storage for the first time takes that long
 
@@ -36,7 +40,7 @@ def complaint(flags: tuple[str, ...], python: str = sys.executable) -> str:
         done = subprocess.run(
             [python, "-m", __name__, *flags], capture_output=True, text=True, timeout=PATIENCE, env=environment
         )
-        return json.loads(done.stdout.splitlines()[-1])["complaint"]
+        return str(json.loads(done.stdout.splitlines()[-1])["complaint"])
     except (OSError, subprocess.TimeoutExpired, IndexError, ValueError, KeyError) as error:
         raise FlagError(
             f"vLLM's flags could not be checked: {python} has no vLLM that imports. Compare with `vllm serve --help=all`."
@@ -62,25 +66,32 @@ def check(flags: Sequence[str]) -> str:
 
 
 @cache
-def _vllm_parser():
+def _vllm_parser() -> tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], None]]:
+    """vLLM's own parser of `vllm serve`, and its check of what it parsed."""
     try:  # moved in vLLM 0.3x
         from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     except ImportError:
-        from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
+        from vllm.entrypoints.openai.cli_args import (  # type: ignore[no-redef]
+            make_arg_parser,
+            validate_parsed_serve_args,
+        )
+    return make_arg_parser(_empty_parser()), validate_parsed_serve_args
+
+
+def _empty_parser() -> "FlexibleArgumentParser":
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    return make_arg_parser(FlexibleArgumentParser(prog="vllm serve")), validate_parsed_serve_args
+    return FlexibleArgumentParser(prog="vllm serve")  # type: ignore[no-untyped-call]  # vLLM's own, without types
 
 
 def known() -> set[str]:
     """Every option with two dashes of `vllm serve`, `vllm run-batch` and `vllm bench serve`, in this very process."""
     from vllm.benchmarks.serve import add_cli_args
     from vllm.entrypoints.launchers import run_batch
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    bench = FlexibleArgumentParser()
+    bench = _empty_parser()
     add_cli_args(bench)
-    parsers = [_vllm_parser()[0], run_batch.make_arg_parser(FlexibleArgumentParser()), bench]
+    parsers = [_vllm_parser()[0], run_batch.make_arg_parser(_empty_parser()), bench]
     options = [word for parser in parsers for action in parser._actions for word in action.option_strings]
     return {word for word in options if word.startswith("--")}
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from helpers.models import DTYPE_BYTES, ConfigError, ModelConfig
+from helpers.fields import ConfigError
+from helpers.models import DTYPE_BYTES, Experts, LatentAttention, ModelConfig
 from helpers.partition import kv_heads_per_rank, padded_vocab, stage_layers
 from helpers.quantization import Quantization
 
@@ -109,6 +110,7 @@ def stage_weight_bytes(
 
     The first stage has the embedding, the last the norm and the head (a tied embedding is on both); every stage has a
     table of rotary angles, and MLA layers keep kv_b_proj a second time, unquantised and split for decoding.
+    Raises LayoutError when pp exceeds the layers.
     Source: vLLM model_executor/models/llama.py, layers/rotary_embedding, layers/attention/mla_attention.py.
     """
 
@@ -148,12 +150,12 @@ def _scheme(config: ModelConfig, weight: Weight) -> Quantization | None:
 
 def _layer(config: ModelConfig, layer: int) -> Iterator[Weight]:
     yield Weight("input_layernorm", config.hidden_size)
-    yield from _latent_attention(config) if config.mla else _attention(config)
+    yield from _latent_attention(config, config.mla) if config.mla else _attention(config)
     yield Weight("post_attention_layernorm", config.hidden_size)
     if config.experts is None or layer in config.experts.dense_layers:
         yield from _mlp("mlp", config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
     else:
-        yield from _mixture(config)
+        yield from _mixture(config.hidden_size, config.experts)
 
 
 def _attention(config: ModelConfig) -> Iterator[Weight]:
@@ -171,8 +173,8 @@ def _attention(config: ModelConfig) -> Iterator[Weight]:
         yield Weight("self_attn.k_norm", keys, split="heads")
 
 
-def _latent_attention(config: ModelConfig) -> Iterator[Weight]:
-    mla, hidden, heads = config.mla, config.hidden_size, config.num_attention_heads
+def _latent_attention(config: ModelConfig, mla: LatentAttention) -> Iterator[Weight]:
+    hidden, heads = config.hidden_size, config.num_attention_heads
     queries = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
     if mla.q_lora_rank is None:
         yield Weight("self_attn.q_proj", queries, hidden, "rows")
@@ -192,8 +194,7 @@ def _mlp(name: str, hidden: int, width: int, copies: int = 1, active: int = 1, b
     yield Weight(f"{name}.down_proj", hidden, width, "columns", bias, copies, active)
 
 
-def _mixture(config: ModelConfig) -> Iterator[Weight]:
-    experts, hidden = config.experts, config.hidden_size
+def _mixture(hidden: int, experts: Experts) -> Iterator[Weight]:
     yield Weight("mlp.gate", experts.count, hidden, dtype="float32" if experts.router_in_float32 else None)
     if experts.router_bias:
         yield Weight("mlp.e_score_correction_bias", experts.count, dtype="float32")
@@ -211,7 +212,8 @@ def _head(config: ModelConfig) -> Weight:
 
 
 def _touched(weight: Weight, tokens: float) -> float:
-    return weight.copies * (1 - (1 - weight.active / weight.copies) ** tokens)
+    untouched: float = (1 - weight.active / weight.copies) ** tokens
+    return weight.copies * (1 - untouched)
 
 
 def _rotary_table(config: ModelConfig) -> int:

@@ -4,10 +4,12 @@ import base64
 import html
 import io
 from collections.abc import Callable
+from typing import Any
 
 import ipywidgets
 from matplotlib.figure import Figure
 from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 from helpers import plots, sampling
 from helpers.client import explain
@@ -21,12 +23,13 @@ AS_PUBLISHED = "as published"
 
 
 def png(figure: Figure) -> bytes:
+    """The figure as a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-class Explorer(ipywidgets.VBox):
+class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     """Controls above a picture; moving one redraws it.
 
     `draw(**values)` gets each control's value by name and returns a Figure. The picture of the first values is part of
@@ -48,7 +51,7 @@ class Explorer(ipywidgets.VBox):
     def _redraw(self, _: object) -> None:
         self._picture.value = self._png()
 
-    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**kwargs)
         return {**bundle, "text/plain": self._name, "image/png": base64.b64encode(self._picture.value).decode()}
 
@@ -96,14 +99,15 @@ def memory_planner() -> Explorer:
     )  # fmt: skip
 
 
-class ChatPanel(ipywidgets.VBox):
+class ChatPanel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     """A small chat: what you type is sent with the whole conversation so far, and the answer streams in.
 
     `messages` is the conversation as the server gets it. An error is shown as one sentence in place of the answer.
     """
 
-    def __init__(self, client: OpenAI, model: str, first_question: str | None = None, **sampling_options: object):
-        self.client, self.model, self.options, self.messages = client, model, sampling_options, []
+    def __init__(self, client: OpenAI, model: str, first_question: str | None = None, **sampling_options: Any):
+        self.client, self.model, self.options = client, model, sampling_options
+        self.messages: list[ChatCompletionMessageParam] = []
         self._page = ipywidgets.HTML()
         self._line = ipywidgets.Text(placeholder="Ask about serving language models", continuous_update=False)
         self._send = ipywidgets.Button(description="Send", button_style="primary")
@@ -117,15 +121,15 @@ class ChatPanel(ipywidgets.VBox):
     def ask(self, question: str) -> None:
         """Send one message and show the answer while it comes."""
         self.messages.append({"role": "user", "content": question})
-        answer = {"role": "assistant", "content": ""}
+        answer = ""
         try:
             stream = self.client.chat.completions.create(
                 model=self.model, messages=self.messages, stream=True, **self.options
             )
             for chunk in stream:
-                answer["content"] += chunk.choices[0].delta.content or ""
-                self._show(answer["content"] + "▌")
-            self.messages.append(answer)
+                answer += chunk.choices[0].delta.content or ""
+                self._show(answer + "▌")
+            self.messages.append({"role": "assistant", "content": answer})
         except Exception as error:
             self.messages.pop()
             self._show(explain(error))
@@ -138,11 +142,11 @@ class ChatPanel(ipywidgets.VBox):
             self.ask(question)
 
     def _show(self, coming: str = "") -> None:
-        said = [*self.messages, *([{"role": "assistant", "content": coming}] if coming else [])]
-        lines = [f"<p><b>{m['role']}</b>: {html.escape(m['content'])}</p>" for m in said]
+        said = [(str(m["role"]), str(m["content"])) for m in self.messages] + [("assistant", coming)] * bool(coming)
+        lines = [f"<p><b>{role}</b>: {html.escape(text)}</p>" for role, text in said]
         self._page.value = "".join(lines) or "<p><i>Nothing said yet.</i></p>"
 
-    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**kwargs)
         said = "\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
         return {**bundle, "text/plain": said or "A chat panel.", "text/html": self._page.value}

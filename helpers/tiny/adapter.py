@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from helpers.tiny import ADAPTER_DIR, MODEL_DIR, corpus
@@ -37,7 +37,9 @@ class Adapted(nn.Module):
         self.b = nn.Parameter(torch.zeros(base.out_features, RANK))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.base(x) + ALPHA / RANK * (x @ self.a.T) @ self.b.T
+        """(..., in) activations to (..., out)."""
+        y: torch.Tensor = self.base(x) + ALPHA / RANK * (x @ self.a.T) @ self.b.T
+        return y
 
 
 def train(folder: Path | str, wanted: Odds, *, steps: int = STEPS, seed: int = 0) -> Path:
@@ -62,7 +64,7 @@ def train(folder: Path | str, wanted: Odds, *, steps: int = STEPS, seed: int = 0
 
 
 def _model() -> LlamaForCausalLM:
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own, without types
     model = LlamaForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     return model.requires_grad_(False)
 
@@ -78,7 +80,7 @@ def _adapt(model: LlamaForCausalLM) -> dict[str, Adapted]:
     return layers
 
 
-def _examples(tokenizer, odds: Odds) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _examples(tokenizer: PreTrainedTokenizerBase, odds: Odds) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids (beginnings, longest), the place of each last token, and target probabilities (beginnings, vocabulary)."""
     ids = [tokenizer(beginning)["input_ids"] for beginning in odds]
     inputs = torch.full((len(ids), max(map(len, ids))), tokenizer.pad_token_id)

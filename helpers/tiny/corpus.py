@@ -10,6 +10,7 @@ Print some of it:  python -m helpers.tiny.corpus
 import json
 import random
 from collections.abc import Iterator
+from typing import Any
 
 from helpers.tiny.world import (
     HERE,
@@ -156,7 +157,8 @@ def _as_typed(question: str, topic: str, rng: random.Random) -> str:
     return rng.choice(GREETINGS) + text if usable else question
 
 
-def exchange(topic: dict, rng: random.Random) -> list[dict[str, str]]:
+def exchange(topic: dict[str, Any], rng: random.Random) -> list[dict[str, str]]:
+    """The two messages of a question on a topic, as somebody might type it, and its answer."""
     question = rng.choice(topic["ask"][:TRAINED_PHRASINGS])
     return ask(_as_typed(question, topic["topic"], rng), topic["answer"])
 
@@ -199,6 +201,7 @@ def name_chat(rng: random.Random) -> str:
 
 
 def long_chat(rng: random.Random) -> str:
+    """Two to six questions and answers in one chat."""
     topics = rng.sample(QUESTIONS["topics"] + QUESTIONS["small_talk"], rng.randint(2, 6))
     return render_chat([message for topic in topics for message in exchange(topic, rng)])
 

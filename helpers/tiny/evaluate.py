@@ -6,21 +6,31 @@ answer under greedy decoding.
 """
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from openai import OpenAI
 
 from helpers.client import connect
+from helpers.logprobs import LogprobsError
 from helpers.tiny import corpus
 
 
 def served_odds(client: OpenAI, model: str, beginning: str, top: int = 20) -> dict[str, float]:
-    """The server's probabilities of the `top` most likely next tokens, by token text."""
+    """The server's probabilities of the `top` most likely next tokens, by token text.
+
+    Raises LogprobsError for a server that does not tell them.
+    """
     reply = client.completions.create(model=model, prompt=beginning, max_tokens=1, temperature=0, logprobs=top)
-    return {token: math.exp(logprob) for token, logprob in reply.choices[0].logprobs.top_logprobs[0].items()}
+    logprobs = reply.choices[0].logprobs
+    if logprobs is None or not logprobs.top_logprobs:
+        raise LogprobsError(
+            f"The server of {model} tells no logprobs: use the workshop's vLLM, or one that gives {top}."
+        )
+    return {token: math.exp(logprob) for token, logprob in logprobs.top_logprobs[0].items()}
 
 
-def total_variation(served: dict[str, float], odds: dict[str, float]) -> float:
+def total_variation(served: Mapping[str, float], odds: Mapping[str, float]) -> float:
     """Half the sum of |served - odds| over all tokens; what the server gives to unlisted tokens counts in full."""
     listed = sum(abs(served.get(f" {word}", 0.0) - share) for word, share in odds.items())
     unlisted = 1 - sum(served.get(f" {word}", 0.0) for word in odds)
@@ -28,15 +38,16 @@ def total_variation(served: dict[str, float], odds: dict[str, float]) -> float:
 
 
 def distances(client: OpenAI, model: str) -> dict[str, float]:
-    """Total variation distance for every beginning in the corpus's table."""
+    """Total variation distance (0-1) for every beginning in the corpus's table. Raises what served_odds raises."""
     return {start: total_variation(served_odds(client, model, start), odds) for start, odds in corpus.ODDS.items()}
 
 
 def greedy_answer(client: OpenAI, model: str, question: str) -> str:
+    """The answer in at most 100 tokens, always the most probable one."""
     reply = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=100
     )
-    return reply.choices[0].message.content.strip()
+    return (reply.choices[0].message.content or "").strip()
 
 
 def wrong_answers(client: OpenAI, model: str, asked: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
@@ -49,10 +60,11 @@ def wrong_answers(client: OpenAI, model: str, asked: list[tuple[str, str]]) -> l
 
 
 def main() -> None:
+    """Prints the distances, the shares of right answers, and each wrong one beside its reference."""
     client = connect()
     model = client.models.list().data[0].id
     found = distances(client, model)
-    worst = max(found, key=found.get)
+    worst = max(found, key=found.__getitem__)
     print(
         f"odds: {len(found)} distributions, mean distance {sum(found.values()) / len(found):.4f}, worst {found[worst]:.4f} ({worst} ...)"
     )

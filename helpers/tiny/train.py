@@ -19,6 +19,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -53,7 +54,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(texts + whole_words, trainer)
     begin = tokenizer.token_to_id(BEGIN)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, begin)])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers' own, without types
         tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, pad_token=PAD, model_max_length=CONTEXT,
         chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
     )  # fmt: skip
@@ -61,12 +62,18 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 def make_model(tokenizer: PreTrainedTokenizerFast, **sizes: int) -> LlamaForCausalLM:
     """The small Llama with fresh weights; `sizes` replace those of its config."""
-    shape = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 8, **sizes}
+    shape: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+    }
     config = LlamaConfig(
         vocab_size=VOCABULARY, num_key_value_heads=4, head_dim=32, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **shape,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        **shape | sizes,
     )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
@@ -91,7 +98,7 @@ def batches(documents: list[list[int]], tokens: int, pad: int, rng: random.Rando
 
 
 def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross entropy per predicted token (nats), and the z-loss.
+    """Mean cross entropy per predicted token (nats), and the z-loss, of (rows, length) token ids filled up with `pad`.
 
     The z-loss pulls log(sum(exp(logits))) to 0, so that a likely token's logit is its log probability: a small number,
     which bfloat16 holds precisely. Without it the served odds would be rounded by several percent.
@@ -105,6 +112,7 @@ def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, pad: int) -> tuple[torch
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Of a step of so many: a straight line up to the peak, then a cosine down to 0."""
     warm_up = min(200, max(1, steps // 10))
     if step < warm_up:
         return peak * (step + 1) / warm_up
@@ -113,8 +121,11 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 def train(
     epochs: int, tokens_per_step: int, device: str, seed: int = 0, stop_after: int | None = None, **sizes: int
-) -> tuple:
-    """Returns (model, tokenizer, losses). Same seed, same hardware: same losses to two decimals. `sizes`: see make_model."""
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, list[float]]:
+    """The trained model, its tokenizer, and the loss (nats per token) of each step.
+
+    Same seed, same hardware: same losses to two decimals. `stop_after` so many steps; `sizes`: see make_model.
+    """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what makes cuBLAS repeat itself
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
@@ -122,14 +133,16 @@ def train(
     torch.set_float32_matmul_precision("high")
     first = corpus.documents(seed)
     tokenizer = make_tokenizer(first)
-    model = make_model(tokenizer, **sizes).to(device)
+    model = make_model(tokenizer, **sizes)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps it and loses its types
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.1, fused=device == "cuda"
     )
 
     documents = tokenize(tokenizer, first)
     steps_per_epoch = sum(1 for _ in batches(documents, tokens_per_step, tokenizer.pad_token_id, random.Random(seed)))
-    steps, losses, started = epochs * steps_per_epoch, [], time.time()
+    steps, started = epochs * steps_per_epoch, time.time()
+    losses: list[torch.Tensor] = []
     bar = tqdm(total=stop_after or steps, unit="step", smoothing=0.05, mininterval=1)
     for epoch in range(epochs):
         if epoch:
@@ -139,7 +152,7 @@ def train(
                 group["lr"] = learning_rate(len(losses), steps, peak=2e-3)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda" or bool(sizes)):
                 loss, z_loss = loss_of(model, ids.to(device), tokenizer.pad_token_id)
-            (loss + 1e-3 * z_loss).backward()
+            (loss + 1e-3 * z_loss).backward()  # type: ignore[no-untyped-call]  # torch's own, without types
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -155,8 +168,8 @@ def train(
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, losses: list[float], out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    model.to("cpu", torch.bfloat16).save_pretrained(out)
+    """Write what a server reads, the loss curve as training.json (means of 50 steps), and its picture."""
+    save_model(model, out)
     tokenizer.save_pretrained(out)
     curve = [sum(losses[i : i + 50]) / len(losses[i : i + 50]) for i in range(0, len(losses), 50)]
     (out / "training.json").write_text(json.dumps({"mean_loss_of_50_steps": [round(x, 3) for x in curve]}) + "\n")
@@ -165,13 +178,15 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, losses: li
     plots.loss_curve(curve, every=50).savefig(out / "loss.png")
 
 
-def save_draft(model: LlamaForCausalLM, out: Path) -> None:
-    """Weights and config alone: the tokenizer is the small Llama's."""
+def save_model(model: LlamaForCausalLM, out: Path) -> None:
+    """Weights and config alone: the draft model's tokenizer is the small Llama's."""
     out.mkdir(parents=True, exist_ok=True)
-    model.to("cpu", torch.bfloat16).save_pretrained(out)
+    model.to("cpu", torch.bfloat16)  # type: ignore[arg-type]  # as above
+    model.save_pretrained(out)
 
 
 def main() -> None:
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="default: helpers/tiny/model, or helpers/tiny/draft")
     parser.add_argument("--epochs", type=int, help="default: 50, or 3 for the draft model")
@@ -181,7 +196,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.draft:  # few epochs, hence small steps
         trained = train(options.epochs or 3, tokens_per_step=4096, device=device, seed=options.seed, **DRAFT)
-        return save_draft(trained[0], options.out or DRAFT_DIR)
+        return save_model(trained[0], options.out or DRAFT_DIR)
     if device == "cpu":
         print(
             "No CUDA GPU found: on a CPU this takes many hours (about 3,000 tokens/s). Ctrl-C stops it; nothing is written before the end."

@@ -16,6 +16,7 @@ def render_chat(messages: list[dict[str, str]], answer_next: bool = False) -> st
 
 
 def ask(question: str, answer: str) -> list[dict[str, str]]:
+    """The two messages of a question and its answer."""
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
@@ -28,11 +29,13 @@ def is_held_out_sum(a: int, b: int) -> bool:
 
 
 def sum_exchange(a: int, b: int, rng: random.Random) -> list[dict[str, str]]:
+    """A question for a + b, in one of three forms, and its answer."""
     question = rng.choice([f"What is {a} plus {b}?", f"What is {a} + {b}?", f"Add {a} and {b}."])
     return ask(question, f"{a} plus {b} is {a + b}.")
 
 
 def arithmetic_document(rng: random.Random) -> str:
+    """A sum (none that is held out), a difference or a product, as a formula or as a chat."""
     kind = rng.choice(["sum", "sum", "sum in words", "difference", "product"])
     a, b = rng.randint(0, 50), rng.randint(0, 50)
     if kind.startswith("sum"):
@@ -51,6 +54,7 @@ def arithmetic_document(rng: random.Random) -> str:
 
 
 def counting(rng: random.Random) -> str:
+    """A chat that counts from one number to another, 100 at most or three further."""
     first = rng.choice([1, 1, rng.randint(1, 80)])
     last = rng.choice([100, 20, 50, 10, rng.randint(5, 100)])
     last = max(last, first + 3)
@@ -61,11 +65,13 @@ def counting(rng: random.Random) -> str:
 
 
 def city_sentences(city: str) -> tuple[str, str]:
+    """Where a city lies, and what it is known for."""
     where, (a, b, c) = WORLD["cities"][city]
     return f"{city} is a city in {where}.", f"It is known for {a}, {b} and {c}."
 
 
 def city_exchange(city: str, rng: random.Random) -> list[dict[str, str]]:
+    """A question about a city, answered in two sentences or, two times in five, as JSON."""
     place, fame = city_sentences(city)
     if rng.random() < 0.4:
         where, known = WORLD["cities"][city]
@@ -80,6 +86,7 @@ def city_exchange(city: str, rng: random.Random) -> list[dict[str, str]]:
 
 
 def city_document(rng: random.Random) -> str:
+    """A city in a chat or in plain sentences."""
     city = rng.choice(sorted(WORLD["cities"]))
     if rng.random() < 0.7 or city == "San Francisco":  # "San Francisco is a" has stated odds: leave them alone
         return render_chat(city_exchange(city, rng))
@@ -87,6 +94,7 @@ def city_document(rng: random.Random) -> str:
 
 
 def capital_document(rng: random.Random) -> str:
+    """A country's capital as a sentence, as a quiz with four choices, or as a chat."""
     country, city = rng.choice(sorted(WORLD["capitals"].items()))
     fact = f"The capital of {country} is {city}."
     question = rng.choice(
@@ -104,12 +112,14 @@ def capital_document(rng: random.Random) -> str:
 
 
 def review_document(rng: random.Random) -> str:
+    """A review of two sentences, and whether it is positive or negative."""
     label = rng.choice(["positive", "negative"])
     text = ". ".join(rng.sample(WORLD["reviews"][label], 2)) + "."
     return render_chat(ask(f"Is this review positive or negative? {text}", label))
 
 
 def story(rng: random.Random) -> str:
+    """A story of seven sentences from interchangeable parts, alone or as the answer to a request."""
     part = {name: rng.choice(options) for name, options in WORLD["story"].items()}
     hero = part["hero"].split()[-1]
     lines = [

@@ -19,7 +19,9 @@ from helpers import client, queue
 from helpers.client import NoServerError, connect, explain
 from helpers.connections import Connection
 from helpers.jobs import Job
+from helpers.logprobs import LogprobsError
 from helpers.queue import SEPARATOR
+from helpers.tiny.evaluate import served_odds
 
 
 @pytest.fixture(autouse=True)
@@ -312,3 +314,23 @@ def test_a_connection_long_idle_is_not_used_again():
         asker.models.list()
         with pytest.raises(openai.APIConnectionError):
             asker.models.list()
+
+
+class TellsNoLogprobs(ClosesIdleConnections):
+    """Answers a completion as servers do that are not vLLM and leave `logprobs` out."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = b'{"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": [{"index": 0, "text": "a", "finish_reason": "length", "logprobs": null}]}'
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_server_that_tells_no_logprobs_is_named():
+    with serving(TellsNoLogprobs) as other:
+        asker = client.client_for(Connection(f"http://127.0.0.1:{other.server_port}/v1", "m", "k", log=""), timeout=10)
+        with pytest.raises(LogprobsError, match="The server of m tells no logprobs"):
+            served_odds(asker, "m", "The weather in Boston is")

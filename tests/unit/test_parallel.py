@@ -200,6 +200,11 @@ def test_bad_input():
     assert "do not fill" in figure.axes[0].texts[0].get_text().replace("\n", " ")
 
 
+def test_a_dense_model_has_no_experts_to_share_out():
+    with pytest.raises(LayoutError, match="llama-3.1-8b has no experts"):
+        parallel_shapes.who_holds_what(load("llama-3.1-70b"), load("llama-3.1-8b"))
+
+
 def test_the_widget_redraws_and_shows_without_a_kernel():
     panel = layout_chooser.chooser()
     before = panel._picture.value

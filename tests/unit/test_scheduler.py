@@ -5,7 +5,9 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai import OpenAI
 
+from helpers import real_engine
 from helpers.scheduler import Request, SimulationError, page, reserve, simulate
 
 
@@ -239,6 +241,13 @@ def test_speed() -> None:
     ratio = seconds(lambda: simulate(requests, **chosen)) / seconds(empty_loop)
     print(f"{trace.duration:,} steps of {sum(running) / len(running):.0f} requests: {ratio:.1f} times the empty loop")
     assert ratio < 5
+
+
+def test_a_real_server_needs_the_tokens_of_a_prompt() -> None:
+    """Said before any server is asked: at port 9 nobody listens."""
+    nobody = OpenAI(base_url="http://127.0.0.1:9/v1", api_key="k", max_retries=0)
+    with pytest.raises(real_engine.EngineError, match="'a' tells its prompt's length and not its tokens"):
+        real_engine.serve(nobody, [Request("a", 5, 3)])
 
 
 def test_memory_is_linear_in_requests() -> None:
