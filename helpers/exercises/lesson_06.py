@@ -42,7 +42,7 @@ q2 = number(
 q3 = choice(
     "b",
     why="`SamplingParams` has max_tokens=16 unless you say otherwise; the chat endpoint of a server has no such limit.",
-    tip="Look at the two finish reasons, and at what was passed to the second call.",
+    tip="The finish reason is `length`. Which lengths can end an answer, and which of them did `greedy` leave to its default?",
     misconceptions={
         "a": "the model has room for 2,048 tokens, and this answer has 16.",
         "c": "then the finish reason would be 'stop'.",
