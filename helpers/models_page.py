@@ -39,7 +39,8 @@ What is ready to be deployed here, computed and measured. This page is made from
 ## Ready to start
 
 `python -m helpers.slurm submit NAME`, or `sbatch slurm/NAME.sbatch`. Memory is what `helpers.memory` computes for the fullest
-GPU, in GiB; *tokens/s* what was measured for one request and for the most that were tried at once.
+GPU, in GiB; *tokens/s* what was measured in this layout, without the file's further flags, for one request and for the most that were
+tried at once.
 """
 MIND = """\
 ## What to mind

@@ -29,12 +29,16 @@ class ScheduleError(WorkshopError):
 
 @dataclass(frozen=True)
 class Row:
-    """One entry: minutes, what, and at most one of slides, notebook and lab; `parts` are headings, all of it if empty."""
+    """One entry: minutes, what, and at most one of slides, notebook and lab; `parts` are headings, all of it if empty.
+
+    `pages` are the first and the last of the slides' pages that the row's `blocks` have, for a speaker who must know where to stop.
+    """
 
     minutes: int
     what: str
     slides: str = ""
     blocks: tuple[int, ...] = ()
+    pages: tuple[int, ...] = ()
     notebook: str = ""
     lab: str = ""
     parts: tuple[str, ...] = ()
@@ -45,7 +49,7 @@ class Row:
     def material(self) -> str:
         """What people have in front of them, as Markdown for a page in labs/."""
         if self.slides:
-            return f"slides `{self.slides}`" + (f", block {self.blocks[-1]}" if self.blocks else "")
+            return f"slides `{self.slides}`" + (f", {self.pages[0]} to {self.pages[-1]}" if self.pages else "")
         if self.notebook:
             where = ": " + "; ".join(self.parts) if self.parts else ""
             return f"[{self.notebook}](../notebooks/{self.notebook}.ipynb){where}"

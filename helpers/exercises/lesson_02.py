@@ -104,6 +104,7 @@ q4 = number(
     code="answer = 1 - (300 + 120 + 900 + 80) / (4 * 2048)",
     misconceptions={
         sum(_TOKENS) / (4 * 2048): "that is the share in use; asked for is what is wasted.",
+        100 * (1 - sum(_TOKENS) / (4 * 2048)): "that is in percent; give it as a share, between 0 and 1.",
         4 * 2048 - sum(_TOKENS): "that is in tokens; give it as a share of what is reserved, between 0 and 1.",
     },
 )

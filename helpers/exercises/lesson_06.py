@@ -33,6 +33,7 @@ q2 = number(
     code="answer = (3 + 40 + 12 + 85) / (4 * 85)",
     misconceptions={
         200 / 340: "this is the share that waits.",
+        100 * 140 / 340: "this is in percent; give it as a share, between 0 and 1.",
         85 / 140: "the longest answer over all tokens; wanted are kept tokens over places, 4 in each of 85 steps.",
         35: "this is the mean length; wanted is a share.",
     },
@@ -41,7 +42,7 @@ q2 = number(
 q3 = choice(
     "b",
     why="`SamplingParams` has max_tokens=16 unless you say otherwise; the chat endpoint of a server has no such limit.",
-    tip="Look at the two finish reasons, and at what was passed to the second call.",
+    tip="The finish reason is `length`. Which lengths can end an answer, and which of them did `greedy` leave to its default?",
     misconceptions={
         "a": "the model has room for 2,048 tokens, and this answer has 16.",
         "c": "then the finish reason would be 'stop'.",
@@ -145,9 +146,9 @@ _SITES = {
 
 
 def _judge_sites(answer: Any) -> Verdict:
-    if set(answer) != set(_SITES):
-        return wrong("the answer is a dict with exactly the five cases as keys.")
-    off = [case for case, way in _SITES.items() if str(answer[case]).strip().lower() != way]
+    if not isinstance(answer, list | tuple) or len(answer) != len(_SITES):
+        return wrong("the answer is a list of five words, one for each case, in the order of the question.")
+    off = [case for (case, way), said in zip(_SITES.items(), answer, strict=True) if str(said).strip().lower() != way]
     if not off:
         return right("who waits for each single answer, and who waits for the last one? That decides.")
     case = off[0]
@@ -156,19 +157,15 @@ def _judge_sites(answer: Any) -> Verdict:
     return wrong(f"{case}: somebody waits for this one answer, and the next request is not known yet.")
 
 
-def _as_code(ways: dict[str, str]) -> str:
-    return "answer = {\n" + "".join(f'    "{case}": "{way}",\n' for case, way in ways.items()) + "}"
-
-
 q8 = Exercise(
     _judge_sites,
     tip="Is every request known beforehand? Does anybody wait for a single answer?",
-    code=_as_code(_SITES),
+    code=f"answer = {list(_SITES.values())}",
     wrong_answers=[
-        dict.fromkeys(_SITES, "offline"),
-        dict.fromkeys(_SITES, "online"),
-        {**_SITES, "an agent that reads each answer before it asks on": "offline"},
-        {"a chat on a web page": "online"},
+        ["offline"] * 5,
+        ["online"] * 5,
+        ["online", "offline", "online", "offline", "offline"],
+        ["online", "offline"],
         "online",
     ],
 )

@@ -19,7 +19,7 @@ q1 = number(
     misconceptions={
         160: "those are all-reduces; each sends 1.5 hidden states from a GPU, and the pipeline sends 3 in all.",
         160 / 3: "that compares the number of messages, not their bytes: an all-reduce sends 2 (n - 1) / n of one.",
-        40: "there are two all-reduces a layer: after attention and after the MLP.",
+        40: "there are two all-reduces a layer, after attention and after the MLP; and the residual is left out here.",
         1 / 80: "the other way round: TP sends more.",
     },
 )

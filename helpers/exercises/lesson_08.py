@@ -57,9 +57,9 @@ _HINTS = {
 
 
 def _judge_complaints(answer: Any) -> Verdict:
-    if set(answer) != set(_CASES):
-        return wrong("the answer is a dict with exactly the five cases as keys, as `check.COMPLAINTS` lists them.")
-    off = [case for case, kind in _CASES.items() if str(answer[case]).strip().lower() != kind]
+    if not isinstance(answer, list | tuple) or len(answer) != len(_CASES):
+        return wrong("the answer is a list of five words, one for each case, as `check.COMPLAINTS` lists them.")
+    off = [case for (case, kind), said in zip(_CASES.items(), answer, strict=True) if str(said).strip().lower() != kind]
     if off:
         return wrong(f"{off[0]}: {_HINTS[_CASES[off[0]]]}")
     return right("now the levers of that column are worth a try, and the others are not.")
@@ -68,12 +68,12 @@ def _judge_complaints(answer: Any) -> Verdict:
 q2 = Exercise(
     _judge_complaints,
     tip="What does each wait for: a prompt being read, a token being written, somebody else's prompt, or a free block?",
-    code="kinds = " + repr(list(_CASES.values())) + "\nanswer = dict(zip(check.COMPLAINTS, kinds))",
+    code=f"answer = {list(_CASES.values())}",
     wrong_answers=[
-        dict.fromkeys(_CASES, _DECODE),
-        {**_CASES, COMPLAINTS[2]: _PREFILL},
-        {**_CASES, COMPLAINTS[4]: _DECODE},
-        {COMPLAINTS[0]: _PREFILL},
+        [_DECODE] * 5,
+        [_PREFILL, _DECODE, _PREFILL, _ROOM, _ROOM],
+        [_PREFILL, _DECODE, _JERKS, _ROOM, _DECODE],
+        [_PREFILL],
         "prefill",
     ],
 )
@@ -136,7 +136,7 @@ _BEFORE, _AFTER = (parallel_data.speed(parallel_data.two_gpus("llama-3.1-70b"), 
 _OTHER = 2 * _AFTER - _BEFORE
 q7 = number(
     _OTHER,
-    why="reading r and the rest o: r + o = 21.1 and r/2 + o = 13.0, so r = 16.3 and o = 4.8. The bound of reading is 14.7 ms.",
+    why="reading r and the rest o: r + o = 21.1 and r/2 + o = 13.0, so r = 16.2 and o = 4.9. The bound of reading is 14.7 ms.",
     tip="Call reading r and the rest o. Before: r + o = 21.1. After: r / 2 + o = 13.0.",
     code="answer = 2 * 13.0 - 21.1",
     misconceptions={

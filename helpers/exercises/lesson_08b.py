@@ -50,7 +50,7 @@ q3 = choice(
 _SELF = speculation.speedup(1.0, 4, draft=1.0, verify=1.1)
 q4 = number(
     _SELF,
-    why="5 tokens for 4 + 1.1 steps: all that guessing, to be slower by two percent. It was measured on this model: 0.97.",
+    why="5 tokens for 4 + 1.1 steps: all that guessing, to be slower by two percent. The next picture has it measured.",
     tip="The step writes 5 tokens. What does it cost: four guesses of a step each, and the look at all of them?",
     code="answer = speculation.speedup(1.0, 4, draft=1.0, verify=1.1)",
     misconceptions={

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import accumulate
 
 import pytest
 
@@ -38,6 +39,10 @@ def test_slides_take_what_their_notes_say():
     for row in (row for one in SCHEDULES.values() for row in one.rows if row.slides):
         expected = sum(minutes[block] for block in row.blocks) if row.blocks else decks[row.slides].minutes
         assert row.minutes == expected, row.what
+        ends = list(accumulate(map(len, blocks), initial=cover))  # the cover's last page, and each block's
+        if row.blocks:
+            begins = ends[row.blocks[0] - 1] + 1 if row.blocks[0] else 1
+            assert row.pages == (begins, ends[row.blocks[-1]]), row.what
 
 
 def test_every_break_is_in_time():
