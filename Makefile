@@ -32,9 +32,9 @@ coverage:  ## run the unit tests, or TESTS, and say how much of helpers they run
 	@$(VENV)/coverage run --parallel-mode -m pytest -q $(or $(TESTS),tests/unit)
 	@$(VENV)/coverage combine -q && $(VENV)/coverage report
 
-lint:  ## check style and spelling, and mend what can be mended
+lint:  ## check style, types and spelling, and mend what can be mended
 	@$(PYTHON) requirements/install.py $(EXTRA) dev
-	@$(VENV)/ruff check --fix . && $(VENV)/ruff format . && $(VENV)/codespell
+	@$(VENV)/ruff check --fix . && $(VENV)/ruff format . && $(VENV)/codespell && $(VENV)/mypy
 
 slides: setup  ## build the slides and the cheat sheet into build/slides: HTML that needs no network, and PDF
 	@slides/setup.sh && $(VENV)/python -m helpers.slides
