@@ -18,46 +18,15 @@ DOCUMENTS = sorted(
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
 DEFINED = re.compile(r'add_argument\(\s*(?:"-\w+", *)?"(--[a-z-]+)"')
 #: Options of sbatch, srun, salloc, squeue, sinfo, sacct, scancel and scontrol, and of curl.
-SLURM = set(
-    [
-        "--account",
-        "--array",
-        "--batch",
-        "--constraint",
-        "--cpus-per-task",
-        "--dependency",
-        "--exclude",
-        "--export",
-        "--format",
-        "--gpus-per-node",
-        "--header",
-        "--job-name",
-        "--jobid",
-        "--jobs",
-        "--list-reasons",
-        "--me",
-        "--mem",
-        "--name",
-        "--no-shell",
-        "--nodelist",
-        "--nodes",
-        "--noheader",
-        "--ntasks",
-        "--ntasks-per-node",
-        "--output",
-        "--overlap",
-        "--parsable",
-        "--partition",
-        "--pty",
-        "--signal",
-        "--start",
-        "--states",
-        "--time",
-        "--help",
-        "--kill-on-bad-exit",
-    ]
-)
+SLURM = {
+    "--account", "--array", "--batch", "--constraint", "--cpus-per-task", "--dependency", "--exclude",
+    "--export", "--format", "--gpus-per-node", "--header", "--job-name", "--jobid", "--jobs", "--list-reasons",
+    "--me", "--mem", "--name", "--no-shell", "--nodelist", "--nodes", "--noheader", "--ntasks",
+    "--ntasks-per-node", "--output", "--overlap", "--parsable", "--partition", "--pty", "--signal", "--start",
+    "--states", "--time", "--help", "--kill-on-bad-exit",
+}  # fmt: skip
 CURL = {"--data", "--header", "--no-buffer", "--silent", "--write-out"}
+JUPYTER = {"--no-browser", "--port"}
 #: Wrong on purpose, or no option of anything: what lesson 09 and lab 6 break deployments with.
 ON_PURPOSE = {"--enable-hc-sp", "--enable-warp-speed", "--flag", "--swap-space"}
 
@@ -90,7 +59,7 @@ def vllm() -> dict:
 
 
 def unknown(text: str, vllm: dict) -> set[str]:
-    return set(FLAG.findall(text)) - set(vllm["known"]) - ours() - SLURM - CURL - ON_PURPOSE
+    return set(FLAG.findall(text)) - set(vllm["known"]) - ours() - SLURM - CURL - JUPYTER - ON_PURPOSE
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
