@@ -105,7 +105,7 @@ def bound(server: dict[str, Any], gpu: GPU | None, input_len: int, output_len: i
     step = decode_seconds(shape, gpu, batch=each, context=context, dtype=dtype, **layout)
     request = ttft_seconds(shape, gpu, prompt_tokens=input_len, **layout) + (output_len - 1) * step
     gpus = server["tp"] * server["pp"] * busy
-    computing = concurrency * _flops(shape, input_len, output_len) / (gpus * gpu.flops(_bits(shape)))
+    computing = concurrency * _flops(shape, input_len, output_len) / (gpus * gpu.flops(shape.weight_bits))
     most: float = concurrency * output_len / max(request, computing)
     return most
 
@@ -190,10 +190,6 @@ def _cells(results: Results) -> pd.DataFrame:
 def _flops(shape: ModelConfig, input_len: int, output_len: int) -> float:
     """Of one request: its prompt and all tokens it writes; attention of the prompt alone."""
     return 2 * active_parameter_count(shape) * (input_len + output_len - 1) + attention_flops(shape, input_len)
-
-
-def _bits(shape: ModelConfig) -> int:
-    return shape.quantization.bits if shape.quantization else 16
 
 
 def _shown(frame: pd.DataFrame) -> str:

@@ -3,6 +3,7 @@
 `python -m helpers.checkpoint FOLDER` says so, or names what is missing. The standard library alone.
 """
 
+import argparse
 import json
 import struct
 import sys
@@ -75,16 +76,15 @@ def summary(folder: str | Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns 0 when the model is whole, 1 with the faults when it is not, 2 for no folder."""
-    folders = sys.argv[1:] if arguments is None else list(arguments)
-    if len(folders) != 1:
-        print("python -m helpers.checkpoint FOLDER", file=sys.stderr)
-        return 2
-    found = problems(folders[0])
+    """Runs the command. Returns 0 when the model is whole, 1 with the faults when it is not."""
+    parser = argparse.ArgumentParser("python -m helpers.checkpoint", description="Is a model's folder whole?")
+    parser.add_argument("folder", type=Path, help="with config.json, a tokenizer and the shards of weights")
+    folder = parser.parse_args(arguments).folder
+    found = problems(folder)
     for sentence in found:
         print(sentence)
     if not found:
-        print(f"complete: {summary(folders[0])}")
+        print(f"complete: {summary(folder)}")
     return 1 if found else 0
 
 

@@ -52,13 +52,12 @@ def diagnose(
     config, gpu = load(model) if isinstance(model, str) else model, get_gpu(gpu)
     context = prompt + output // 2
     step = roofline.decode_seconds(config, gpu, tp=tp, batch=batch, context=context)
-    bits = config.quantization.bits if config.quantization else 16
     return Diagnosis(
         prefill=batch * roofline.ttft_seconds(config, gpu, tp=tp, prompt_tokens=prompt),
         decode=output * step,
         weights=active_weight_bytes(config, batch) / tp / gpu.bandwidth,
         cache=batch * context * kv_bytes_per_token(config, tp=tp) / gpu.bandwidth,
-        arithmetic=2 * active_parameter_count(config) * batch / (tp * gpu.flops(bits)),
+        arithmetic=2 * active_parameter_count(config) * batch / (tp * gpu.flops(config.weight_bits)),
     )
 
 

@@ -129,6 +129,11 @@ class ModelConfig:
             quantization=quantization.parse(fields.get("quantization_config"), name),
         )
 
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a number in the linear layers, as stored."""
+        return self.quantization.bits if self.quantization else 16
+
     def quantized(self, scheme: str) -> "ModelConfig":
         """The same model with its linear layers stored as "fp8" (one scale a tensor), "fp8_block" or "int4".
 

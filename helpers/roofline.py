@@ -36,7 +36,7 @@ def decode_seconds(
     layers = config.num_hidden_layers
     cache = requests * _attended(config, context) * layers * kv_bytes_per_layer(config, tp=tp, dtype=dtype)
     reading = (active_weight_bytes(config, requests) / tp + cache) / gpu.bandwidth
-    computing = 2 * active_parameter_count(config) * requests / (tp * gpu.flops(_weight_bits(config)))
+    computing = 2 * active_parameter_count(config) * requests / (tp * gpu.flops(config.weight_bits))
     return max(reading, computing)
 
 
@@ -67,7 +67,7 @@ def ttft_seconds(config: ModelConfig, gpu: str | GPU, *, tp: int = 1, pp: int = 
     positive(prompt_tokens=prompt_tokens)
     check_layout(config, tp=tp, pp=pp)
     flops = 2 * active_parameter_count(config) * prompt_tokens + attention_flops(config, prompt_tokens)
-    computing = flops / (tp * pp * gpu.flops(_weight_bits(config)))
+    computing = flops / (tp * pp * gpu.flops(config.weight_bits))
     reading = active_weight_bytes(config, prompt_tokens) / (tp * gpu.bandwidth)
     return max(computing, reading)
 
@@ -104,10 +104,6 @@ def pp_bytes_per_step(config: ModelConfig, *, pp: int, tokens: int) -> int:
 
 def _attended(config: ModelConfig, context: int) -> int:
     return min(context, config.sliding_window or context)
-
-
-def _weight_bits(config: ModelConfig) -> int:
-    return config.quantization.bits if config.quantization else 16
 
 
 def _not_negative(**sizes: float) -> None:

@@ -105,8 +105,9 @@ def test_a_folder_without_weights_says_so(model):
 
 
 def test_the_command_wants_one_folder(capsys):
-    assert checkpoint.main([]) == 2
-    assert "helpers.checkpoint FOLDER" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        checkpoint.main([])
+    assert ended.value.code == 2 and "python -m helpers.checkpoint" in capsys.readouterr().err
 
 
 # --- staging, up to the download --------------------------------------------------------------------------------------
