@@ -24,7 +24,7 @@ class:  ## install once for a class, in a folder that all nodes see (FOLDER=/sha
 test:  ## set up what the tests need and run every check (TESTS="tests/unit tests/notebooks" for some of them)
 	@$(PYTHON) requirements/install.py $(EXTRA) site dev
 	@$(VENV)/ruff check -q . && $(VENV)/ruff format -q --check .
-	@$(VENV)/python -m pytest $(or $(TESTS),--numprocesses 2 --dist loadgroup --no-loadscope-reorder)
+	@$(VENV)/python -m pytest $(or $(TESTS),--numprocesses 2 --dist loadscope --no-loadscope-reorder)
 
 coverage:  ## run the unit tests, or TESTS, and say how much of helpers they run, the least covered modules first
 	@$(PYTHON) requirements/install.py $(EXTRA) site dev

@@ -27,17 +27,26 @@ ONE_CLUSTER = {"labs", "slurm"}
 
 
 def pytest_collection_modifyitems(config, items):
-    """The order of tests; and what `make test`, which runs two side by side, may part.
-
-    All that needs the cluster is one piece and begins first; a notebook is a piece, and every other file of tests.
-    """
+    """The fast ones first; beside others those of the cluster come next, which take longest."""
     side_by_side = hasattr(config, "workerinput")
     order = ["unit", *sorted(ONE_CLUSTER), *ORDER] if side_by_side else ORDER
     items.sort(key=lambda item: order.index(item.path.parent.name))
-    for item in items if side_by_side else []:
-        folder = item.path.parent.name
-        if folder != "notebooks":
-            item.add_marker(pytest.mark.xdist_group("cluster" if folder in ONE_CLUSTER else str(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """What tests that run side by side (`make test`) may be parted into."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Pieces(LoadScopeScheduling):
+        """All that needs the cluster is one piece; a notebook is one, and every other file of tests."""
+
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            folder = Path(file).parent.name
+            return "cluster" if folder in ONE_CLUSTER else nodeid if folder == "notebooks" else file
+
+    return Pieces(config, log)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -46,7 +55,7 @@ def pytest_terminal_summary(terminalreporter):
     for report in chain.from_iterable(terminalreporter.stats.values()):
         if isinstance(report, pytest.TestReport):
             file, _, test = report.nodeid.partition("::")
-            seconds[file][test.partition("@")[0]] += report.duration  # without the piece of side-by-side runs
+            seconds[file][test] += report.duration
     total = sum(tests.total() for tests in seconds.values())
     if total < 60:
         return
