@@ -10,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from places import CLASS, OURS
+from side_by_side import ONE_CLUSTER, SIDE_BY_SIDE, Pieces, room_for
 
 hypothesis.settings.register_profile("workshop", deadline=None)  # a busy machine is no error
 hypothesis.settings.load_profile("workshop")
@@ -23,30 +24,23 @@ for name in SET_BY_TESTS:
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would ours
 
 ORDER = ["unit", "notebooks", "server", "browser", "labs", "slurm"]  # the fast ones first
-ONE_CLUSTER = {"labs", "slurm"}
 
 
-def pytest_collection_modifyitems(config, items):
-    """The fast ones first; beside others those of the cluster come next, which take longest."""
-    side_by_side = hasattr(config, "workerinput")
-    order = ["unit", *sorted(ONE_CLUSTER), *ORDER] if side_by_side else ORDER
+def pytest_collection_modifyitems(items):
+    """The fast ones first; side by side those of the cluster come next, which take longest."""
+    order = ["unit", *sorted(ONE_CLUSTER), *ORDER] if SIDE_BY_SIDE else ORDER
     items.sort(key=lambda item: order.index(item.path.parent.name))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """What tests that run side by side (`make test`) may be parted into."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Pieces(LoadScopeScheduling):
-        """All that needs the cluster is one piece; a notebook is one, and every other file of tests."""
-
-        def _split_scope(self, nodeid):
-            file = nodeid.partition("::")[0]
-            folder = Path(file).parent.name
-            return "cluster" if folder in ONE_CLUSTER else nodeid if folder == "notebooks" else file
-
     return Pieces(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    with room_for(item.name):
+        return (yield)
 
 
 def pytest_terminal_summary(terminalreporter):

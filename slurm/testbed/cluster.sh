@@ -205,6 +205,21 @@ as_host() {
   AS_HOST=(unshare --uts --mount bash -c 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"' "$1" "$STATE/hosts" "${@:2}")
 }
 
+start_node() {
+  as_host "node$1" slurmd -D -N "node$1"
+  start "node$1" nsenter --net="/run/netns/$NETNS$1" "${AS_HOST[@]}"
+}
+
+# a slurmd on a busy machine was seen to say nothing for a minute after its start, once in some dozens of clusters
+start_the_silent_again() {
+  local name
+  for name in $(sinfo -h -N -p gpu -o '%N %T' 2>/dev/null | awk '$2 != "idle" {print $1}'); do
+    say "$name does not answer: starting it again ..."
+    kill -KILL "$(cat "$STATE/run/$name.pid")"
+    start_node "${name#node}"
+  done
+}
+
 up() {
   local count=$1 number name
   need_root
@@ -236,16 +251,14 @@ up() {
   wait_for 10 test -S "$STATE/munge/socket" || fail "munged does not start" "$STATE/log/munged.out"
   as_host ctl slurmctld -D
   start ctl "${AS_HOST[@]}"
-  for number in $(seq "$count"); do
-    as_host "node$number" slurmd -D -N "node$number"
-    start "node$number" nsenter --net="/run/netns/$NETNS$number" "${AS_HOST[@]}"
-  done
+  for number in $(seq "$count"); do start_node "$number"; done
 
+  wait_for 30 settled "$count" || start_the_silent_again
   wait_for 60 settled "$count"
   for name in munged ctl $(seq -f node%g "$count"); do
     running "$name" || fail "the daemon of $name ended" "$(guilty "$name")"
   done
-  idle "$count" || fail "after 60 seconds not all nodes are idle ($(sinfo -h -N -p gpu -o '%N %T' 2>&1 | paste -sd, -))" "$(guilty "$(not_idle)")"
+  idle "$count" || fail "after 90 seconds not all nodes are idle ($(sinfo -h -N -p gpu -o '%N %T' 2>&1 | paste -sd, -))" "$(guilty "$(not_idle)")"
   for number in $(seq 2 "$count"); do # slurmd's port on the others, as seen from node1
     nsenter --net="/run/netns/${NETNS}1" timeout 5 bash -c ": </dev/tcp/$NET.1$number/6818" 2>/dev/null ||
       fail "node1 cannot reach node$number over the bridge $BRIDGE (a firewall? iptables -I FORWARD -i $BRIDGE -o $BRIDGE -j ACCEPT lets it through)"
