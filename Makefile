@@ -2,6 +2,7 @@
 # Once .venv is made, its Python is the one; before, and to change it: make setup PYTHON=python3.12
 PYTHON ?= $(shell test -x .venv/bin/python && echo .venv/bin/python || echo python3)
 EXTRA ?=
+JOBS ?=
 OPEN ?= yes
 VENV := .venv/bin
 
@@ -21,10 +22,10 @@ lab: setup  ## start a vLLM server and JupyterLab at the first lesson; Ctrl-C en
 class:  ## install once for a class, in a folder that all nodes see (FOLDER=/shared/workshop, EXTRA=gpu, GROUP=...)
 	@$(PYTHON) -m helpers.class_install $(or $(FOLDER),$(error name the folder: make class FOLDER=/shared/workshop)) $(addprefix --extra ,$(EXTRA)) $(addprefix --group ,$(GROUP))
 
-test:  ## set up what the tests need and run every check (TESTS="tests/unit tests/notebooks" for some of them)
+test:  ## set up what the tests need and run every check (TESTS="tests/unit tests/notebooks" for some, JOBS=2 for two at a time)
 	@$(PYTHON) requirements/install.py $(EXTRA) site dev
 	@$(VENV)/ruff check -q . && $(VENV)/ruff format -q --check .
-	@$(VENV)/python -m pytest $(or $(TESTS),--numprocesses 2 --dist loadscope --no-loadscope-reorder)
+	@$(VENV)/python -m pytest $(if $(JOBS),--numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder) $(TESTS)
 
 coverage:  ## run the unit tests, or TESTS, and say how much of helpers they run, the least covered modules first
 	@$(PYTHON) requirements/install.py $(EXTRA) site dev

@@ -39,25 +39,29 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    with room_for(item.name):
+    with room_for(item):
         return (yield)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The ten slowest files, each with its slowest test: what a run of all tests waits for."""
-    seconds = defaultdict(Counter)  # of a file's tests, with what they set up and clear away
+    """The ten slowest parts, each with its slowest test: what a run of all tests waits for. A notebook or lab is a part, or a file."""
+    seconds = defaultdict(Counter)  # of a part's tests, with what they set up and clear away
     for report in chain.from_iterable(terminalreporter.stats.values()):
         if isinstance(report, pytest.TestReport):
-            file, _, test = report.nodeid.partition("::")
-            seconds[file][test] += report.duration
+            part, _, test = report.nodeid.partition("::")
+            if part.startswith(("tests/notebooks", "tests/labs")):
+                part += "".join(test.partition("[")[1:])
+            seconds[part][test] += report.duration
     total = sum(tests.total() for tests in seconds.values())
     if total < 60:
         return
-    terminalreporter.section(f"the ten slowest of {len(seconds)} files, in {total / 60:.1f} minutes of tests")
-    for file, tests in sorted(seconds.items(), key=lambda pair: -pair[1].total())[:10]:
+    terminalreporter.section(f"the ten slowest of {len(seconds)} parts, in {total / 60:.1f} minutes of tests")
+    for part, tests in sorted(seconds.items(), key=lambda pair: -pair[1].total())[:10]:
         test, longest = tests.most_common(1)[0]
         share = f"{tests.total() / 60:5.1f} min {tests.total() / total:4.0%}"
-        terminalreporter.line(f"{share}  {file}: {len(tests)} tests, the slowest {test} ({longest:.0f} s)")
+        terminalreporter.line(
+            f"{share}  {part}: {len(tests)} tests, the slowest {test.partition('[')[0]} ({longest:.0f} s)"
+        )
 
 
 @pytest.fixture(scope="session")

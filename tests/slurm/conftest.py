@@ -15,10 +15,7 @@ def testbed():
     was_up = STATE.exists()
     size = (STATE / "nodes").read_text().strip() if was_up else str(NODES)
     assert size == str(NODES), f"a cluster of {size} nodes is up, the tests need {NODES}: make cluster-down first"
-    # What runs on it yields to the tests beside it (tests/conftest.py), some of which compare times.
-    done = subprocess.run(
-        ["nice", "-n", "10", str(TESTBED), "up", str(NODES)], text=True, capture_output=True, timeout=600, check=False
-    )
+    done = subprocess.run([str(TESTBED), "up", str(NODES)], text=True, capture_output=True, timeout=600, check=False)
     assert done.returncode == 0, f"no test cluster: {done.stdout}{done.stderr}"
     yield
     if not was_up:
