@@ -213,7 +213,7 @@ start_node() {
 # a slurmd on a busy machine was seen to say nothing for a minute after its start, once in some dozens of clusters
 start_the_silent_again() {
   local name
-  for name in $(sinfo -h -N -p gpu -o '%N %T' 2>/dev/null | awk '$2 != "idle" {print $1}'); do
+  for name in $(not_idle); do
     say "$name does not answer: starting it again ..."
     kill -KILL "$(cat "$STATE/run/$name.pid")"
     start_node "${name#node}"
@@ -258,7 +258,7 @@ up() {
   for name in munged ctl $(seq -f node%g "$count"); do
     running "$name" || fail "the daemon of $name ended" "$(guilty "$name")"
   done
-  idle "$count" || fail "after 90 seconds not all nodes are idle ($(sinfo -h -N -p gpu -o '%N %T' 2>&1 | paste -sd, -))" "$(guilty "$(not_idle)")"
+  idle "$count" || fail "after 90 seconds not all nodes are idle ($(sinfo -h -N -p gpu -o '%N %T' 2>&1 | paste -sd, -))" "$(guilty "$(not_idle | grep -m 1 . || say ctl)")"
   for number in $(seq 2 "$count"); do # slurmd's port on the others, as seen from node1
     nsenter --net="/run/netns/${NETNS}1" timeout 5 bash -c ": </dev/tcp/$NET.1$number/6818" 2>/dev/null ||
       fail "node1 cannot reach node$number over the bridge $BRIDGE (a firewall? iptables -I FORWARD -i $BRIDGE -o $BRIDGE -j ACCEPT lets it through)"
@@ -276,7 +276,7 @@ settled() {
 }
 
 ended() { ! kill -0 "$(cat "$STATE/run/$1.pid" 2>/dev/null)" 2>/dev/null; }
-not_idle() { sinfo -h -N -p gpu -o '%N %T' 2>/dev/null | awk '$2 != "idle" {print $1; found=1; exit} END {if (!found) print "ctl"}'; }
+not_idle() { sinfo -h -N -p gpu -o '%N %T' 2>/dev/null | awk '$2 != "idle" {print $1}'; }
 
 guilty() { # the log that tells why
   if [[ -s $STATE/log/$1.log ]]; then say "$STATE/log/$1.log"; else say "$STATE/log/$1.out"; fi

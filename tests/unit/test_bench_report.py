@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,11 +13,10 @@ from helpers.bench_matrix import Cell, described, parse, read
 from helpers.bench_store import Store, read_all
 from helpers.hardware import get_gpu
 from helpers.models import load
+from helpers.parallel_data import BENCH, FOUR
 from helpers.roofline import decode_seconds, decode_tokens_per_second
 from helpers.weights import active_parameter_count
 
-KEPT = Path(bench.__file__).parent / "data" / "bench"
-FOUR = KEPT / "four"
 MACHINE = {
     "id": "0a", "name": "2x-NVIDIA-H200", "gpus": ["NVIDIA H200"] * 2, "driver": "580", "cores": 32, "processor": "x",
     "versions": {"vllm": "0.25.1"},
@@ -132,12 +130,12 @@ def test_nothing_to_report_is_said(tmp_path, capsys):
     assert "No results in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted([*KEPT.glob("*.toml"), *FOUR.glob("*.toml")]), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted([*BENCH.glob("*.toml"), *FOUR.glob("*.toml")]), ids=lambda path: path.stem)
 def test_the_matrices_of_the_repository_can_be_read(path):
     assert all(row.fingerprint for row in read(path).rows)
 
 
-HOSTS = {results.machine["id"]: results for results in read_all(KEPT)}
+HOSTS = {results.machine["id"]: results for results in read_all(BENCH)}
 OF_FOUR = {results.machine["id"]: results for results in read_all(FOUR)}
 
 
@@ -169,7 +167,7 @@ def test_the_kept_results_of_four_gpus_are_whole(id_, repeats, cells):
 
 @pytest.mark.parametrize("results", [*HOSTS.values(), *OF_FOUR.values()], ids=[*HOSTS, *OF_FOUR])
 def test_the_kept_results_are_of_the_matrices_beside_them(results):
-    paths = FOUR.glob("*.toml") if len(results.machine["gpus"]) == 4 else KEPT.glob("h200x2-*.toml")
+    paths = FOUR.glob("*.toml") if len(results.machine["gpus"]) == 4 else BENCH.glob("h200x2-*.toml")
     rows = [row for path in paths for row in read(path).rows]
     rows = {replace(row, gpus=placed(row, results.machine)).fingerprint: row.name for row in rows}
     assert {server["fingerprint"]: server["name"] for server in results.servers}.items() <= rows.items()
@@ -223,7 +221,7 @@ def test_what_four_gpus_teach():
 
 
 @pytest.mark.parametrize(
-    "folder, host, tp, share", [(KEPT, "010b4ebf", 2, 0.85), (FOUR, "e043ea48", 4, 0.77)], ids=["two GPUs", "four"]
+    "folder, host, tp, share", [(BENCH, "010b4ebf", 2, 0.85), (FOUR, "e043ea48", 4, 0.77)], ids=["two GPUs", "four"]
 )
 def test_where_the_time_of_a_token_goes(folder, host, tp, share):
     """70B: the bound, the products as PyTorch reads for them, the whole step; each is more than the one before."""

@@ -293,7 +293,9 @@ class ClosesIdleConnections(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.served = True
-        body = b'{"object": "list", "data": []}'
+        self.answer(b'{"object": "list", "data": []}')
+
+    def answer(self, body):
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -321,12 +323,9 @@ class TellsNoLogprobs(ClosesIdleConnections):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        body = b'{"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": [{"index": 0, "text": "a", "finish_reason": "length", "logprobs": null}]}'
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(
+            b'{"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": [{"index": 0, "text": "a", "finish_reason": "length", "logprobs": null}]}'
+        )
 
 
 def test_a_server_that_tells_no_logprobs_is_named():

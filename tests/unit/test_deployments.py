@@ -2,12 +2,11 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import SHELLCHECK
 
 from helpers import deployments, models_page, parallel_data
 from helpers.deployments import ROOT, DeploymentError, catalogue, find, memory_lines, plan_of, read, shape_of
@@ -72,12 +71,11 @@ def test_the_shell_understands_the_files_and_shellcheck_has_no_complaint():
     scripts = [*FILES, *(SLURM / "lib").glob("*.sh")]
     for script in scripts:
         subprocess.run(["bash", "-n", script], check=True)
-    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
-    assert shellcheck, "shellcheck is part of the requirements"
+    assert SHELLCHECK.exists(), "shellcheck is part of the requirements"
     alike = [SHIPPED[name].path for name in MODELS[1:]]  # they source what the first does
     whole = [*(path for path in FILES if path not in alike), *(SLURM / "sites").glob("*.env")]
     for options, targets in ((["-x"], whole), (["--exclude=SC1090,SC1091"], alike)):
-        done = subprocess.run([shellcheck, *options, *targets], cwd=ROOT, text=True, capture_output=True)
+        done = subprocess.run([SHELLCHECK, *options, *targets], cwd=ROOT, text=True, capture_output=True)
         assert done.returncode == 0, done.stdout
 
 

@@ -5,13 +5,12 @@ import re
 import shutil
 import stat
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from places import SHELLCHECK
 from portal import APP, ROOT, job_script, render, sbatch_options, site
 
 from helpers import deployments
@@ -133,8 +132,7 @@ def test_scripts_are_sound_and_what_people_type_stays_text(tmp_path, values):
         subprocess.run(["bash", "-n", script], check=True)
     ours = [script for script in scripts if not script.endswith("job.sh")]
     level = "error" if values else "style"  # shellcheck wonders at quotes that are part of a folder's name
-    shellcheck = Path(sys.executable).with_name("shellcheck")
-    command = [shellcheck, "--external-sources", f"--source-path={ROOT}", f"--severity={level}", *ours]
+    command = [SHELLCHECK, "--external-sources", f"--source-path={ROOT}", f"--severity={level}", *ours]
     checked = subprocess.run(command, text=True, capture_output=True)
     assert checked.returncode == 0, checked.stdout
     assert (staged / "script.sh").stat().st_mode & stat.S_IXUSR
